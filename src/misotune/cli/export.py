@@ -1,0 +1,3 @@
+"""`misotune export`."""
+def export() -> None:
+    """Export."""

@@ -1,0 +1,65 @@
+"""The command `misotune`: its verbs, and the one place where an error becomes a line and an exit code."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from misotune.cli import eval as eval_command
+from misotune.cli import export as export_command
+from misotune.cli import prepare as prepare_command
+from misotune.cli import quickstart as quickstart_command
+from misotune.cli import recipe as recipe_command
+from misotune.cli import train as train_command
+from misotune.errors import MisotuneError
+
+app = typer.Typer(
+    name="misotune",
+    help="Fine-tune open LLMs to follow complex instructions, with MISO attention.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("prepare")(prepare_command.prepare)
+app.command("train")(train_command.train)
+app.command("eval")(eval_command.evaluate)
+app.command("export")(export_command.export)
+app.command("quickstart")(quickstart_command.quickstart)
+app.add_typer(recipe_command.app, name="recipe")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"misotune {version('misotune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and stop."
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
+) -> None:
+    """prepare -> train -> eval -> export: each stage reads what the one before wrote."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 1 a stage failed, 2 the command was wrong, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        app(arguments, prog_name="misotune")
+    except MisotuneError as error:
+        if "--debug" in arguments:
+            raise
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            Text.assemble(("error: ", "bold red"), str(error))
+        )
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        sys.exit(130)

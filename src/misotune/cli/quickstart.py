@@ -1,0 +1,3 @@
+"""`misotune quickstart`."""
+def quickstart() -> None:
+    """Quickstart."""

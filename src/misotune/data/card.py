@@ -1,0 +1,48 @@
+"""The dataset card: what a prepared dataset is, for people and for the `datasets` library."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_CARD = """\
+---
+configs:
+- config_name: default
+  data_files: data.parquet
+tags:
+- misotune
+---
+
+# {name}
+
+{rows} rows in the multi-input form of misotune, prepared from `{source}` for mode `{mode}`.
+
+A row has `inputs` (each with a `role`: full, constraint, base or chunked; its chat `messages`, which end
+with a user turn; and for the role constraint the `constraint`) and one `output` that answers all of them.
+
+```python
+import datasets
+
+rows = datasets.load_dataset("{name}", split="train")
+```
+
+| what became of the source's rows | rows |
+| --- | ---: |
+{table}
+
+`manifest.json` has the source's hash, the settings and the whole account.
+"""
+
+
+def dataset_card(name: str, manifest: Mapping[str, Any]) -> str:
+    """Returns the text of a dataset's README.md."""
+    account = manifest["account"]
+    lines = [("read", account["read"]), ("kept", account["kept"])]
+    lines += [(f"kept with one input: {reason}", count) for reason, count in account["one_input"].items()]
+    lines += [(f"dropped: {reason}", count) for reason, count in account["dropped"].items()]
+    return _CARD.format(
+        name=name,
+        rows=manifest["rows"],
+        source=manifest["source"]["name"],
+        mode=manifest["mode"],
+        table="\n".join(f"| {what.replace('|', '/')} | {count} |" for what, count in lines),
+    )

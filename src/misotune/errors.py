@@ -1,0 +1,44 @@
+"""Every error that misotune raises on purpose.
+
+    MisotuneError                 one line for the user: what is wrong, where, and the cure
+    |-- UsageError                the command or recipe is wrong (exit code 2)
+    |   `-- RecipeError           a recipe key or value, with file and line
+    `-- RunError                  a stage failed (exit code 1)
+        |-- DataError             a row or file, named
+        |-- LayoutError           a row cannot be laid out for this model, with the reason
+        `-- UnsupportedModelError the model cannot run MISO attention exactly
+
+Library code raises these; only the command line prints them and exits.
+"""
+
+
+class MisotuneError(Exception):
+    """Base of all errors that a user can cause or cure; the message is one readable line."""
+
+    exit_code: int = 1
+
+
+class UsageError(MisotuneError):
+    """A command was given something it cannot use; nothing was started."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe holds an unknown key or a wrong value; the message has one line per problem."""
+
+
+class RunError(MisotuneError):
+    """A stage started and could not finish."""
+
+
+class DataError(RunError):
+    """A data file or one of its rows cannot be used; the message names file and line."""
+
+
+class LayoutError(RunError):
+    """A sample cannot be laid out as tokens with a proven response span."""
+
+
+class UnsupportedModelError(RunError):
+    """The model has a feature under which MISO attention would not be exact."""

@@ -1,0 +1,122 @@
+"""A packed row: where its samples lie, each token's position, and which tokens are trained.
+
+A row holds its samples one after the other, and each sample its inputs, then its output:
+
+    x_1 | x_2 | ... | x_n | y || x_1 | ... | y || ...
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from misotune.attention.spans import SampleSpans, Span
+from misotune.layout.encoding import EncodedSample
+
+Positions = Literal["aligned", "start", "successive"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """Where the samples of a packed row lie, and how their positions count (the paper's section 4.1).
+
+    Attributes:
+        samples: The samples in order; together they cover the row.
+        positions: `aligned`: every input ends at position L-1, L the longest input, and the output starts at
+            L, so that it follows each of them at once. `start`: inputs start at 0, the output at L, with a gap
+            behind the shorter ones. `successive`: positions run on from input to input to output.
+    """
+
+    samples: tuple[SampleSpans, ...]
+    positions: Positions = "aligned"
+
+    @classmethod
+    def from_lengths(
+        cls, lengths: Sequence[tuple[Sequence[int], int]], positions: Positions = "aligned"
+    ) -> "RowLayout":
+        """Returns the layout of a row from (input lengths, output length) of each sample.
+
+        Raises:
+            ValueError: A sample without inputs, or a length below one.
+
+        >>> layout = RowLayout.from_lengths([([2, 3], 2), ([1], 1)])
+        >>> layout.samples[0].inputs
+        (Span(start=0, stop=2), Span(start=2, stop=5))
+        >>> layout.samples[0].output
+        Span(start=5, stop=7)
+        >>> layout.position_ids.tolist()
+        [1, 2, 0, 1, 2, 3, 4, 0, 1]
+        """
+        samples: list[SampleSpans] = []
+        start = 0
+        for input_lengths, output_length in lengths:
+            if not input_lengths or min(*input_lengths, output_length, output_length) < 1:
+                raise ValueError(f"a sample needs inputs and an output, got lengths {input_lengths}, {output_length}")
+            stops = [start]
+            for length in (*input_lengths, output_length):
+                stops.append(stops[-1] + length)
+            spans = [Span(a, b) for a, b in zip(stops, stops[1:], strict=False)]
+            samples.append(SampleSpans(tuple(spans[:-1]), spans[-1]))
+            start = stops[-1]
+        return cls(tuple(samples), positions)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the row."""
+        return self.samples[-1].output.stop if self.samples else 0
+
+    @property
+    def position_ids(self) -> Int[Tensor, "T"]:
+        """The position of every token."""
+        return torch.cat([part for sample in self.samples for part in _positions(sample, self.positions)])
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """What a forward call needs for one packed row.
+
+    Attributes:
+        input_ids: Token ids, shape (1, T).
+        position_ids: Positions, shape (1, T).
+        layout: Where the samples lie.
+        predictors: Indices of the tokens whose prediction is trained: those before each trained token. The
+            language-model head is computed there and nowhere else (`logits_to_keep`).
+        targets: The trained token ids, one for each predictor.
+    """
+
+    input_ids: Int[Tensor, "1 T"]
+    position_ids: Int[Tensor, "1 T"]
+    layout: RowLayout
+    predictors: Int[Tensor, "P"]
+    targets: Int[Tensor, "P"]
+
+
+def build_row(samples: Sequence[EncodedSample], positions: Positions = "aligned") -> PackedRow:
+    """Returns the packed row of encoded samples, in their order."""
+    layout = RowLayout.from_lengths([(list(map(len, s.inputs)), len(s.output)) for s in samples], positions)
+    ids = np.concatenate([part for s in samples for part in (*s.inputs, s.output)])
+    flags = [part for s in samples for part in (np.zeros(s.num_input_tokens, dtype=bool), s.is_trained)]
+    trained = torch.from_numpy(np.concatenate(flags).nonzero()[0])
+    input_ids = torch.from_numpy(ids.astype(np.int64))
+    return PackedRow(
+        input_ids=input_ids[None],
+        position_ids=layout.position_ids[None],
+        layout=layout,
+        # An output begins with the generation prompt, which is never trained: its first trained token has a
+        # predictor inside the same output.
+        predictors=trained - 1,
+        targets=input_ids[trained],
+    )
+
+
+def _positions(sample: SampleSpans, positions: Positions) -> list[Tensor]:
+    if positions == "successive":
+        return [torch.arange(len(sample.whole))]
+    longest = max(len(x) for x in sample.inputs)
+    starts = [longest - len(x) if positions == "aligned" else 0 for x in sample.inputs]
+    parts = [torch.arange(start, start + len(x)) for start, x in zip(starts, sample.inputs, strict=True)]
+    return [*parts, torch.arange(longest, longest + len(sample.output))]

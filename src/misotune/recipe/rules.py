@@ -1,0 +1,66 @@
+"""Rules between recipe fields: each names its fields, and says in one line how they disagree.
+
+The rules take plain values, so that the loader can still check those whose fields are fine when other keys
+of the recipe are wrong, and report everything together.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule over some fields.
+
+    Attributes:
+        fields: Dotted keys, in the order in which `conflict` takes their values.
+        conflict: Returns what is wrong with the values, or None when they agree.
+    """
+
+    fields: tuple[str, ...]
+    conflict: Callable[..., str | None]
+
+
+def find_conflicts(value_of: Callable[[str], Any]) -> Iterator[tuple[Rule, str]]:
+    """Yields each broken rule with its message.
+
+    Args:
+        value_of: Returns the value of a dotted key; KeyError skips the rules on that key.
+    """
+    for rule in RULES:
+        try:
+            values = [value_of(key) for key in rule.fields]
+        except KeyError:
+            continue
+        if message := rule.conflict(*values):
+            yield rule, message
+
+
+def _positions_against_mode(positions: str, mode: str) -> str | None:
+    if positions == "successive" and mode != "succ":
+        return f"miso.positions 'successive' is for miso.mode 'succ', got miso.mode {mode!r}; use 'auto'"
+    if mode == "succ" and positions in ("aligned", "start"):
+        return f"miso.mode 'succ' needs miso.positions 'auto' or 'successive', got {positions!r}"
+    return None
+
+
+def _length_of_training(epochs: float | None, max_steps: int | None) -> str | None:
+    if epochs is None and max_steps is None:
+        return "train.epochs and train.max_steps are both null; give at least one"
+    return None
+
+
+def _offload_against_stage(offload: str, stage: int) -> str | None:
+    needed = {"none": 0, "optimizer": 2, "parameters": 3}[offload]
+    if stage < needed:
+        allowed = "3" if needed == 3 else "2 or 3"
+        return f"deepspeed.offload {offload!r} needs deepspeed.stage {allowed}, got deepspeed.stage {stage}"
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(("miso.positions", "miso.mode"), _positions_against_mode),
+    Rule(("train.epochs", "train.max_steps"), _length_of_training),
+    Rule(("deepspeed.offload", "deepspeed.stage"), _offload_against_stage),
+)

@@ -1,0 +1,139 @@
+"""What a recipe key takes, in words; read off the JSON schema, so that types and messages cannot disagree."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, cast
+
+from misotune.recipe.schema import SECTIONS, recipe_json_schema
+from misotune.recipe.yaml_text import KeyPath, as_mapping, format_value
+
+Schema = Mapping[str, Any]
+
+
+def known_part(path: KeyPath) -> KeyPath:
+    """Returns the longest beginning of `path` that is a section or field of a recipe."""
+    for end in range(len(path), 0, -1):
+        if _schema_at(path[:end]) is not None:
+            return path[:end]
+    return ()
+
+
+def keys_of(path: KeyPath) -> tuple[str, ...]:
+    """Returns the keys of the section at `path`; none when it is a field."""
+    schema = _schema_at(path)
+    return tuple(_section(schema).get("properties", ())) if schema is not None else ()
+
+
+def allowed_values(path: KeyPath) -> str:
+    """Returns what the field or section at `path` takes.
+
+    >>> allowed_values(("train", "max_steps"))
+    'a whole number >= 1, or null'
+    """
+    schema = _schema_at(path)
+    return _describe(schema if schema is not None else {})
+
+
+def example_of(path: KeyPath) -> str:
+    """Returns a value that the field at `path` takes, as YAML."""
+    schema: Schema = _schema_at(path) or {}
+    return _written(schema["examples"][0]) if "examples" in schema else "VALUE"
+
+
+def nearest_value(path: KeyPath, value: Any) -> str | None:
+    """Returns the allowed word that is nearest to a wrong one (in a list: the first wrong one), or None."""
+    options = _words(_schema_at(path) or {})
+    entries = cast(list[Any], value) if isinstance(value, list) else [value]
+    wrong = [entry for entry in entries if entry not in options]
+    return _nearest(str(wrong[0]), options) if wrong else None
+
+
+def nearest_key(path: KeyPath) -> str | None:
+    """Returns the key probably meant by the unknown key at `path`, dotted when in another section."""
+    *parents, key = path
+    section, key = tuple(parents), str(key)
+    elsewhere = {name: f"{part}.{name}" for part in reversed(SECTIONS) for name in keys_of((part,))}
+    elsewhere |= {name: name for name in keys_of(())}
+    same = _nearest(key, keys_of(section))
+    if key in elsewhere:
+        return elsewhere[key]
+    return same or elsewhere.get(_nearest(key, tuple(elsewhere)) or "")
+
+
+def _nearest(word: str, options: Sequence[str]) -> str | None:
+    return next(iter(get_close_matches(word, options, n=1)), None)
+
+
+@cache
+def _root() -> Schema:
+    return recipe_json_schema()
+
+
+def _schema_at(path: KeyPath) -> Schema | None:
+    schema = _root()
+    for part in path:
+        properties: Schema = _section(schema).get("properties", {})
+        if not isinstance(part, str) or part not in properties:
+            return None
+        schema = properties[part]
+    return schema
+
+
+def _section(schema: Schema) -> Schema:
+    """Returns the schema that a reference, or a reference or null, stands for."""
+    for option in (schema, *schema.get("anyOf", ())):
+        if "$ref" in option:
+            return _root()["$defs"][option["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def _words(schema: Schema) -> list[str]:
+    options = [schema, schema.get("items", {}), *schema.get("anyOf", ())]
+    return [word for option in options for word in option.get("enum", ())]
+
+
+def _describe(schema: Schema) -> str:
+    if "anyOf" in schema:
+        return ", or ".join(_describe(option) for option in schema["anyOf"])
+    if "$ref" in schema:
+        return f"a section with the keys {', '.join(_section(schema)['properties'])}"
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    if "patternErrorMessage" in schema:
+        return schema["patternErrorMessage"]
+    if schema.get("type") == "array":
+        once = ", each once" if schema.get("uniqueItems") else ""
+        return f"a list (not empty) of {_describe(schema['items']).removeprefix('one of ')}{once}"
+    if schema.get("type") == "object":
+        return f"a mapping such as {_written(schema['examples'][0])}"
+    return _SCALARS[schema["type"]] + _bounds(schema)
+
+
+_SCALARS = {
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text (not empty)",
+    "null": "null",
+}
+
+
+def _bounds(schema: Schema) -> str:
+    bounds = [
+        f"{sign} {schema[key]:g}" if isinstance(schema[key], float) else f"{sign} {schema[key]}"
+        for key, sign in (
+            ("minimum", ">="),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "<="),
+            ("exclusiveMaximum", "<"),
+        )
+        if key in schema
+    ]
+    return " " + " and ".join(bounds) if bounds else ""
+
+
+def _written(example: Any) -> str:
+    # JSON has only text keys; in YAML the keys of a mapping are whole numbers here.
+    mapping = as_mapping(example)
+    return format_value({int(key): value for key, value in mapping.items()} if mapping else example)

@@ -1,0 +1,101 @@
+"""Micro-batches: what the trainer's data loader hands to the model, one packed row at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from misotune.attention import MisoArguments
+from misotune.layout import Chunking, EncodedSample, build_row
+from misotune.layout.row import Positions
+from misotune.training.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class StepCount:
+    """What one optimizer step holds, over all devices."""
+
+    samples: int
+    tokens: int
+    trained_tokens: int
+    epoch: float
+
+
+class MicroBatches(Dataset[dict[str, Any]]):
+    """All micro-batches of a run: item i belongs to device i % num_devices.
+
+    Args:
+        samples: The corpus.
+        schedule: The order.
+        positions: How positions count.
+        weighting: How attention results are fused.
+        kernel: Which attention kernel.
+        chunking: How inputs are cut (mode succ); None: samples stay whole.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[EncodedSample],
+        schedule: Schedule,
+        *,
+        positions: Positions,
+        weighting: str,
+        kernel: str,
+        chunking: Chunking | None = None,
+    ) -> None:
+        self.samples = samples
+        self.schedule = schedule
+        self.positions: Positions = positions
+        self.weighting = weighting
+        self.kernel = kernel
+        self.chunking = chunking
+        self._num_tokens = np.array([sample.num_tokens for sample in samples])
+        self._num_trained = np.array([sample.num_trained_tokens for sample in samples])
+        self._step_rows: tuple[int, list[list[tuple[int, int]]]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self.schedule.num_micro_batches
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns the model's keyword arguments, and beside them `targets` and `num_trained_in_step`."""
+        step, slot = divmod(index, self.schedule.accumulation * self.schedule.num_devices)
+        if self._step_rows[0] != step:
+            self._step_rows = (step, self.schedule.step_rows(step))
+        entries = self._step_rows[1][slot]
+        # Every device must run every micro-batch, or collectives would wait for ever: a device without a row
+        # runs the step's first sample and trains none of its tokens.
+        row = build_row(
+            [self._sample(entry) for entry in entries or self._step_rows[1][0][:1]], self.positions
+        )
+        none = torch.zeros(0, dtype=torch.long)
+        return {
+            "input_ids": row.input_ids,
+            "position_ids": row.position_ids,
+            "miso": MisoArguments(row.layout, self.weighting, self.kernel),
+            "logits_to_keep": row.predictors if entries else none,
+            "targets": row.targets if entries else none,
+            "num_trained_in_step": self.count(step).trained_tokens,
+        }
+
+    def sample_ids(self, step: int) -> list[str]:
+        """Returns the ids of a step's rows, for messages."""
+        return [self.samples[index].id for _, index in self.schedule.step_samples(step)]
+
+    def count(self, step: int) -> StepCount:
+        """Returns what a step holds."""
+        entries = self.schedule.step_samples(step)
+        members = [index for _, index in entries]
+        return StepCount(
+            samples=len(entries),
+            tokens=int(self._num_tokens[members].sum()),
+            trained_tokens=int(self._num_trained[members].sum()),
+            epoch=(step * self.schedule.batch_size + len(entries)) / len(self.samples),
+        )
+
+    def _sample(self, entry: tuple[int, int]) -> EncodedSample:
+        epoch, index = entry
+        sample = self.samples[index]
+        return self.chunking.cut(sample, epoch) if self.chunking else sample

@@ -1,0 +1,59 @@
+"""The end of a run: the trained model in `final/`, and the probe by which `export` proves it."""
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from misotune.attention import MisoArguments
+from misotune.layout import EncodedSample, RowLayout, build_row
+from misotune.runs import RunFolder
+from misotune.training.launch import is_main_process
+from misotune.training.trainer import MisoTrainer
+
+PROBE_TOKENS = 256
+PROBE_LOGITS = 16
+
+
+def save_final(trainer: MisoTrainer, run: RunFolder, sample: EncodedSample, *, is_bf16: bool) -> None:
+    """Writes the probe, then `final/`, which is named last: its presence says that the run is finished.
+
+    A full model is saved in the format it was computed in, bfloat16 or float32; an adapter as it is.
+    """
+    is_adapter = hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config")
+    if is_bf16 and not is_adapter and not trainer.is_deepspeed_enabled:
+        trainer.model.to(torch.bfloat16)
+    probe = _probe(trainer, sample)
+    written = run.path / ".final.partial"
+    if is_main_process() and written.exists():
+        shutil.rmtree(written)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(written))
+    trainer.accelerator.wait_for_everyone()
+    if is_main_process():
+        (written / "training_args.bin").unlink(missing_ok=True)
+        save_file(probe, run.probe)
+        if run.final.exists():
+            shutil.rmtree(run.final)
+        written.rename(run.final)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _probe(trainer: MisoTrainer, sample: EncodedSample) -> dict[str, torch.Tensor]:
+    """Returns token ids of one plain causal sequence and the trained model's last logits on them."""
+    row = build_row([replace(sample, inputs=sample.inputs[:1])])
+    ids = row.input_ids[:, :PROBE_TOKENS].to(trainer.args.device)
+    arguments: dict[str, Any] = {
+        "input_ids": ids,
+        "position_ids": torch.arange(ids.shape[1], device=ids.device)[None],
+        "miso": MisoArguments(RowLayout.from_lengths([([ids.shape[1] - 1], 1)])),
+        "logits_to_keep": PROBE_LOGITS,
+        "use_cache": False,
+    }
+    model = trainer.model_wrapped
+    model.eval()
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        logits = model(**arguments).logits[0].float()
+    return {"input_ids": ids[0].cpu(), "logits": logits.cpu()}

@@ -1,0 +1,105 @@
+"""Loading the model and tokenizer to be trained, and adapters."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from misotune.attention import ATTENTION_NAME, check_model, register
+from misotune.errors import UsageError
+from misotune.layout import ChatTemplate
+from misotune.layout.template import read_template
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """The model to start from: a hub id or folder, its revision, and a template where it has none."""
+
+    name: str
+    revision: str | None = None
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """LoRA: rank, scale and where."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: str | list[str]
+    use_rslora: bool
+
+
+def load_template(source: ModelSource) -> ChatTemplate:
+    """Returns the model's tokenizer and chat template.
+
+    Raises:
+        UsageError: There is no such model, or it has no chat template and none is named.
+    """
+    tokenizer = _load(AutoTokenizer, source)
+    if source.chat_template is not None:
+        tokenizer.chat_template = read_template(source.chat_template)
+    return ChatTemplate(tokenizer)
+
+
+def load_config(source: ModelSource, max_length: int) -> Any:
+    """Returns the model's configuration, once MISO attention is known to be exact for it.
+
+    Raises:
+        UnsupportedModelError: It would not be.
+        UsageError: There is no such model.
+    """
+    config = _load(AutoConfig, source)
+    check_model(config, max_length)
+    return config
+
+
+def load_model(source: ModelSource, dtype: torch.dtype) -> Any:
+    """Returns the model with MISO attention, ready to train.
+
+    Raises:
+        UsageError: There is no such model.
+    """
+    register()
+    model = _load(AutoModelForCausalLM, source, dtype=dtype, attn_implementation=ATTENTION_NAME)
+    model.config.use_cache = False
+    return model
+
+
+def add_adapter(model: Any, settings: AdapterSettings) -> Any:
+    """Returns the model with LoRA adapters; only they are trained."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType] - peft divides, whole or not
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        use_rslora=settings.use_rslora,
+    )
+    return get_peft_model(model, config)
+
+
+def end_turns(model: Any, end_of_turn_id: int) -> None:
+    """Makes generation stop at the token that training ended every response with."""
+    known = model.generation_config.eos_token_id
+    ids = [known] if isinstance(known, int) else list(known or [])
+    if end_of_turn_id not in ids:
+        model.generation_config.eos_token_id = [*ids, end_of_turn_id] if ids else end_of_turn_id
+
+
+def _load(loader: Any, source: ModelSource, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(source.name, revision=source.revision or "main", **options)
+    except (OSError, ValueError) as error:
+        if Path(source.name).exists():
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"model.name: {source.name} cannot be loaded: {reason}") from error
+        raise UsageError(
+            f"model.name: {source.name} is no folder here, and the hub gave no such model (offline, no access, or "
+            "a wrong name); pass model.name=PATH for a local copy"
+        ) from error

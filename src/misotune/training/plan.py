@@ -1,0 +1,55 @@
+"""The plan of a run: what will be trained on, in how many steps, known before the model is loaded."""
+
+from typing import Any
+
+import numpy as np
+
+from misotune.recipe.schema import Recipe
+from misotune.training.batches import MicroBatches
+from misotune.training.corpus import Corpus
+
+
+def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches) -> dict[str, Any]:
+    """Returns the plan as it is printed and kept in `plan.json`; lengths are in tokens."""
+    schedule = micro_batches.schedule
+    lengths = np.array(schedule.lengths)
+    tokens, trained = (
+        sum(getattr(micro_batches.count(step), field) for step in range(schedule.num_steps))
+        for field in ("tokens", "trained_tokens")
+    )
+    rows = [row for step in range(schedule.num_steps) for row in schedule.step_rows(step) if row]
+    inputs = [len(sample.inputs) for sample in corpus.samples]
+    return {
+        "name": recipe.name,
+        "model": recipe.model.name,
+        "dataset": recipe.data.path,
+        "data": corpus.account(),
+        "mode": recipe.miso.mode,
+        "weighting": recipe.miso.weighting,
+        "positions": recipe.miso.chosen_positions,
+        "kernel": recipe.miso.kernel,
+        "trained_on": "the response and its end-of-turn token",
+        "inputs_per_sample": {"mean": round(float(np.mean(inputs)), 2), "max": max(inputs)},
+        "sample_length": {
+            "median": int(np.median(lengths)),
+            "p99": int(np.quantile(lengths, 0.99)),
+            "max": int(lengths.max()),
+        },
+        "steps": schedule.num_steps,
+        "samples_per_step": schedule.batch_size,
+        "devices": schedule.num_devices,
+        "accumulation": schedule.accumulation,
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "packed_rows": len(rows),
+        "row_capacity": schedule.capacity,
+        "packing_waste": _waste(tokens, len(rows), schedule.capacity),
+        "engine": "transformers" if recipe.deepspeed is None else f"DeepSpeed ZeRO-{recipe.deepspeed.stage}",
+        "precision": recipe.train.precision,
+        "trains": "all weights" if recipe.lora is None else f"LoRA of rank {recipe.lora.rank}",
+    }
+
+
+def _waste(tokens: int, num_rows: int, capacity: int | None) -> float | None:
+    """Share of the rows' capacity that stays empty; rows are never padded, so it costs no computation."""
+    return None if capacity is None else round(1 - tokens / (num_rows * capacity), 4)

@@ -1,0 +1,136 @@
+"""Which samples make up each optimizer step, and each device's rows in it.
+
+The order is a pure function of (seed, epoch), and a step is a number of samples: packing, devices and
+accumulation only decide how a step's samples are laid out, never which they are. So the loss of a step is the
+same for all of them, and a resumed run goes on where it stopped by counting.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from misotune.layout import pack
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The order of samples over a whole run.
+
+    Attributes:
+        lengths: Tokens of each sample.
+        batch_size: Samples in one optimizer step, over all devices and accumulation.
+        num_steps: Optimizer steps of the run.
+        num_stream_samples: Samples in the run's stream; the last step takes what is left of it.
+        num_devices: Devices that share a step.
+        capacity: Tokens of a packed row; None: one sample a row.
+        seed: Seed of the order.
+    """
+
+    lengths: Sequence[int]
+    batch_size: int
+    num_steps: int
+    num_stream_samples: int
+    num_devices: int
+    capacity: int | None
+    seed: int
+
+    @cached_property
+    def accumulation(self) -> int:
+        """Micro-batches that each device runs in a step: as many as the fullest step needs."""
+        if self.capacity is None:
+            return math.ceil(min(self.batch_size, self.num_stream_samples) / self.num_devices)
+        most = max(len(self._packed_rows(step)) for step in range(self.num_steps))
+        return math.ceil(most / self.num_devices)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of the run, over all devices."""
+        return self.num_steps * self.accumulation * self.num_devices
+
+    def step_samples(self, step: int) -> list[tuple[int, int]]:
+        """Returns a step's samples as (epoch, index); `step` counts from 0."""
+        start = step * self.batch_size
+        stop = min(start + self.batch_size, self.num_stream_samples)
+        number = len(self.lengths)
+        return [(at // number, int(self._order(at // number)[at % number])) for at in range(start, stop)]
+
+    def step_rows(self, step: int) -> list[list[tuple[int, int]]]:
+        """Returns a step's rows, one for each micro-batch of each device; an empty row has nothing to train.
+
+        Micro-batch g of device d is row `g * num_devices + d`. Rows are sorted by length, so that devices
+        which run side by side have about the same work.
+        """
+        rows = self._packed_rows(step)
+        slots = self.accumulation * self.num_devices
+        while len(rows) < slots and max(map(len, rows)) > 1:
+            fullest = max((row for row in rows if len(row) > 1), key=self._tokens)
+            rows.remove(fullest)
+            rows += [fullest[::2], fullest[1::2]]
+        rows.sort(key=self._tokens, reverse=True)
+        return rows + [[] for _ in range(slots - len(rows))]
+
+    def _packed_rows(self, step: int) -> list[list[tuple[int, int]]]:
+        samples = self.step_samples(step)
+        if self.capacity is None:
+            return [[sample] for sample in samples]
+        rows = pack([self.lengths[index] for _, index in samples], self.capacity)
+        return [[samples[i] for i in row] for row in rows]
+
+    def _tokens(self, row: Sequence[tuple[int, int]]) -> int:
+        return sum(self.lengths[index] for _, index in row)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            # Steps look at one epoch, or at two where they meet.
+            self._orders.pop(epoch - 2, None)
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        return self._orders[epoch]
+
+    @cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def steps(self) -> Iterator[list[tuple[int, int]]]:
+        """Yields every step's samples."""
+        return (self.step_samples(step) for step in range(self.num_steps))
+
+
+def make_schedule(
+    lengths: Sequence[int],
+    *,
+    batch_size: int,
+    epochs: float | None,
+    max_steps: int | None,
+    num_devices: int,
+    capacity: int | None,
+    seed: int,
+) -> Schedule:
+    """Returns the schedule of a run.
+
+    Args:
+        lengths: Tokens of each sample.
+        batch_size: Samples in one optimizer step.
+        epochs: Passes over the data; None: only `max_steps` counts.
+        max_steps: Optimizer steps at most; None: only `epochs` counts.
+        num_devices: Devices that share a step.
+        capacity: Tokens of a packed row; None: one sample a row.
+        seed: Seed of the order.
+    """
+    limits: list[int] = []
+    if epochs is not None:
+        limits.append(max(1, round(epochs * len(lengths))))
+    if max_steps is not None:
+        limits.append(max_steps * batch_size)
+    num_stream_samples = min(limits)
+    return Schedule(
+        lengths=lengths,
+        batch_size=batch_size,
+        num_steps=math.ceil(num_stream_samples / batch_size),
+        num_stream_samples=num_stream_samples,
+        num_devices=num_devices,
+        capacity=capacity,
+        seed=seed,
+    )
