@@ -46,6 +46,9 @@ def train(
     resolved = load_recipe(find_recipe(recipe), overrides or [])
     console = Console(stderr=True, soft_wrap=True, highlight=False)
 
+    from misotune.cli.libraries import quiet_libraries
+
+    quiet_libraries()
     from misotune.training import launch
 
     number = launch.processes_to_start(nproc, uses_deepspeed=resolved.recipe.deepspeed is not None)

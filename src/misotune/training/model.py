@@ -84,6 +84,15 @@ def add_adapter(model: Any, settings: AdapterSettings) -> Any:
     return get_peft_model(model, config)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Makes the backward pass compute activations again, without reentry: keyword arguments survive it."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:  # transformers before 5.20
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
 def end_turns(model: Any, end_of_turn_id: int) -> None:
     """Makes generation stop at the token that training ended every response with."""
     known = model.generation_config.eos_token_id

@@ -1,7 +1,6 @@
 """One training run, from a resolved recipe to a run folder with a final model."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from misotune.training.model import (
     AdapterSettings,
     ModelSource,
     add_adapter,
+    checkpoint_activations,
     end_turns,
     load_config,
     load_model,
@@ -188,6 +188,8 @@ def _model(recipe: Recipe, *, is_bf16: bool) -> Any:
     # under autocast: at a learning rate of 1e-5, updates of bfloat16 weights would round to nothing.
     is_low = is_bf16 and (recipe.deepspeed is not None or recipe.lora is not None)
     model = load_model(_model_source(recipe), torch.bfloat16 if is_low else torch.float32)
+    if recipe.train.gradient_checkpointing:
+        checkpoint_activations(model)
     if recipe.lora is None:
         return model
     targets = recipe.lora.target_modules
@@ -219,10 +221,10 @@ def _arguments(recipe: Recipe, run: RunFolder, micro_batches: MicroBatches) -> T
         epsilon=train.adam_epsilon,
         max_grad_norm=train.max_grad_norm,
         is_bf16=is_bf16,
-        gradient_checkpointing=train.gradient_checkpointing,
         log_every_steps=train.log_every_steps,
         save_every_steps=train.save_every_steps,
         seed=recipe.seed,
+        num_devices=micro_batches.schedule.num_devices,
         deepspeed=None if zero is None else deepspeed_config(zero.stage, zero.offload, is_bf16=is_bf16),
     )
 
@@ -246,4 +248,3 @@ def _quiet(trainer: MisoTrainer) -> None:
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

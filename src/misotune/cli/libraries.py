@@ -1,0 +1,20 @@
+"""What a command sets before it imports the large libraries: they should be silent unless something is wrong."""
+
+import os
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Silences notices of deepspeed, transformers and tokenizers that no user can act on."""
+    import torch
+
+    if not torch.cuda.is_available():
+        # Else deepspeed, which transformers imports, warns at every start that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # The tokenizers' own threads warn whenever a process that used them forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

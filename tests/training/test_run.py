@@ -1,0 +1,208 @@
+"""Whole runs on the tiny model: what is trained, what is written, what stops a run."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from misotune.errors import RunError, UsageError
+from misotune.training.checkpoints import list_checkpoints
+from misotune.training.run import Watcher, prepare_run, train
+
+
+def losses(run):
+    return [json.loads(line)["loss"] for line in run.metrics.read_text().splitlines()]
+
+
+def run_losses(recipe):
+    return losses(train(recipe, "name: test\n"))
+
+
+def test_loss_falls_and_the_run_folder_is_whole(make_recipe):
+    run = train(make_recipe(train={"max_steps": 30}), "name: test\n")
+    got = losses(run)
+    assert len(got) == 30
+    assert sum(got[-5:]) < 0.7 * sum(got[:5])
+    line = json.loads(run.metrics.read_text().splitlines()[-1])
+    assert line["total_tokens_per_s"] > line["trained_tokens_per_s"] > 0
+    assert line["peak_memory_gib"] > 0
+    assert line["learning_rate"] < 1e-4
+    assert math.isfinite(line["grad_norm"])
+    assert run.is_finished()
+    assert (run.final / "chat_template.jinja").is_file()
+    assert json.loads(run.plan.read_text())["data"] == {"rows": 12, "samples": 12, "cut": 0, "dropped": {}}
+
+
+def test_final_model_has_the_recorded_logits_in_stock_transformers(make_recipe):
+    run = train(make_recipe(), "name: test\n")
+    probe = load_file(run.probe)
+    model = AutoModelForCausalLM.from_pretrained(run.final, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(probe["input_ids"][None]).logits[0, -len(probe["logits"]) :]
+    torch.testing.assert_close(logits, probe["logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_generation_stops_where_training_ended_turns(make_recipe, tokenizer):
+    run = train(make_recipe(), "name: test\n")
+    assert json.loads((run.final / "generation_config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
+
+
+def test_para_with_the_full_input_alone_is_sft_step_by_step(make_recipe):
+    para = run_losses(make_recipe("para", miso={"mode": "para", "inputs": ["full"]}))
+    sft = run_losses(make_recipe("sft", miso={"mode": "sft"}))
+    assert para == sft
+
+
+def test_sft_equals_stock_attention_step_by_step(make_recipe, monkeypatch):
+    """The same rows through transformers' own eager attention, one sample a row."""
+    from misotune.training import run as module
+
+    recipe = make_recipe("miso", miso={"mode": "sft"}, train={"pack": False})
+    ours = run_losses(recipe)
+
+    def load_stock(source, dtype):
+        model = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, attn_implementation="eager")
+        forward = model.forward
+        model.forward = lambda miso=None, position_ids=None, **rest: forward(**rest)
+        return model
+
+    monkeypatch.setattr(module, "load_model", load_stock)
+    stock = run_losses(recipe.model_copy(update={"name": "stock"}))
+    assert ours == pytest.approx(stock, rel=1e-5)
+
+
+MODES = {
+    "para": {"mode": "para"},
+    "fid": {"mode": "para", "weighting": "fid"},
+    "vanilla-start": {"mode": "para", "weighting": "vanilla", "positions": "start"},
+    "succ": {"mode": "succ"},
+    "succ-system": {"mode": "succ", "chunk_prefix": "system"},
+    "flat": {"mode": "flat"},
+}
+
+
+@pytest.mark.parametrize("miso", MODES.values(), ids=MODES)
+def test_packing_does_not_change_the_losses(make_recipe, miso):
+    packed = run_losses(make_recipe("packed", miso=miso, train={"tokens_per_micro_batch": 600}))
+    one_by_one = run_losses(make_recipe("single", miso=miso, train={"pack": False}))
+    assert packed == pytest.approx(one_by_one, rel=1e-5)
+
+
+def test_gradient_checkpointing_does_not_change_the_losses(make_recipe):
+    kept = run_losses(make_recipe("kept"))
+    computed_again = run_losses(make_recipe("again", train={"gradient_checkpointing": True}))
+    assert computed_again == pytest.approx(kept, rel=1e-6)
+
+
+def test_reference_kernel_gives_the_same_losses(make_recipe):
+    assert run_losses(make_recipe("a", miso={"kernel": "reference"})) == pytest.approx(
+        run_losses(make_recipe("b", miso={"kernel": "flash"})), rel=1e-5
+    )
+
+
+def test_bfloat16_follows_float32(make_recipe):
+    rounded = run_losses(make_recipe("bf16", train={"precision": "bf16"}))
+    assert rounded == pytest.approx(run_losses(make_recipe("fp32")), rel=2e-2)
+
+
+def test_lora_trains_the_adapter_alone(make_recipe):
+    run = train(make_recipe(lora={"rank": 4}, train={"max_steps": 20, "learning_rate": 3e-2}), "name: test\n")
+    assert losses(run)[-1] < losses(run)[0]
+    weights = load_file(run.final / "adapter_model.safetensors")
+    assert all("lora_" in name for name in weights)
+    assert any(weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name)
+
+
+def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(make_recipe):
+    settings = {"max_steps": 8, "save_every_steps": 4, "epochs": 3}
+    whole = train(make_recipe("whole", train=settings), "name: test\n")
+
+    class PowerCut(Exception):
+        pass
+
+    def cut_power(metrics):
+        if metrics.step == 6:
+            raise PowerCut
+
+    recipe = make_recipe("cut", train=settings)
+    with pytest.raises(PowerCut):
+        train(recipe, "name: test\n", watcher=Watcher(on_metrics=cut_power))
+    said = []
+    resumed = train(recipe, "name: test\n", resume=True, watcher=Watcher(on_message=said.append))
+    assert said == [f"resuming from {resumed.checkpoints / 'step-4'}"]
+    assert losses(resumed) == losses(whole)
+    ours, theirs = load_file(resumed.final / "model.safetensors"), load_file(whole.final / "model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_broken_checkpoint_is_skipped_and_named(make_recipe):
+    recipe = make_recipe(train={"max_steps": 6, "save_every_steps": 2, "keep_checkpoints": 3})
+    run = train(recipe, "name: test\n")
+    assert [folder.name for folder in list_checkpoints(run.checkpoints)] == ["step-2", "step-4", "step-6"]
+    with (run.checkpoints / "step-6" / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    (run.final / "config.json").unlink()  # as if the run had died before its end
+    said = []
+    train(recipe, "name: test\n", resume=True, watcher=Watcher(on_message=said.append))
+    assert said == [
+        f"{run.checkpoints / 'step-6'} is skipped: model.safetensors is missing or of the wrong size",
+        f"resuming from {run.checkpoints / 'step-4'}",
+    ]
+
+
+def test_old_checkpoints_are_deleted(make_recipe):
+    run = train(make_recipe(train={"save_every_steps": 1, "keep_checkpoints": 2}), "name: test\n")
+    assert [folder.name for folder in list_checkpoints(run.checkpoints)] == ["step-3", "step-4"]
+
+
+def test_run_folder_in_the_way_is_refused_with_the_cure(make_recipe):
+    recipe = make_recipe()
+    train(recipe, "name: test\n")
+    with pytest.raises(UsageError, match=r"is there already; --resume goes on with it, --overwrite deletes it"):
+        train(recipe, "name: test\n")
+    with pytest.raises(UsageError, match="is finished; there is nothing to resume"):
+        train(recipe, "name: test\n", resume=True)
+    assert train(recipe, "name: test\n", overwrite=True).is_finished()
+
+
+def test_resuming_nothing_is_refused(make_recipe):
+    with pytest.raises(UsageError, match="has no whole checkpoint to resume from"):
+        train(make_recipe(), "name: test\n", resume=True)
+
+
+def test_non_finite_loss_stops_the_run_and_names_the_rows(make_recipe):
+    # At this rate the first update throws the weights out of float32.
+    recipe = make_recipe(train={"learning_rate": 1e38, "warmup_ratio": 0.0, "max_grad_norm": 0.0})
+    with pytest.raises(RunError, match=r"step \d: loss (nan|inf).*its rows: row-"):
+        train(recipe, "name: test\n")
+
+
+def test_too_many_long_rows_stop_the_run_before_it_starts(make_recipe):
+    recipe = make_recipe(data={"max_length": 100})
+    message = r"samples would be dropped.*longer than data.max_length \(100 tokens\) \(first: row row-"
+    with pytest.raises(RunError, match=message):
+        train(recipe, "name: test\n")
+    assert not Path(recipe.output.runs_dir, "run", "final").exists()
+
+
+def test_dropped_and_cut_rows_are_counted(make_recipe):
+    dropped = prepare_run(make_recipe(data={"max_length": 110, "max_dropped": 0.9}), num_devices=1, watcher=Watcher())
+    (reason,) = dropped.plan["data"]["dropped"]
+    assert reason == "a pair of input and output is longer than data.max_length (110 tokens)"
+    number = dropped.plan["data"]["dropped"][reason]["samples"]
+    assert number + dropped.plan["data"]["samples"] == 12
+    cut = prepare_run(
+        make_recipe(data={"max_length": 110, "too_long": "cut", "max_dropped": 0.9}), num_devices=1, watcher=Watcher()
+    )
+    assert cut.plan["data"]["cut"] == number
+    assert all(sample.longest_pair <= 110 for sample in cut.corpus.samples)
+
+
+def test_unknown_model_is_named_with_the_cure(make_recipe, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match=r"nobody/nothing is no folder here.*pass model.name=PATH"):
+        train(make_recipe(model={"name": "nobody/nothing"}), "name: test\n")
