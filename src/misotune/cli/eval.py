@@ -175,7 +175,7 @@ def _evaluate_all(
     loaded = load_chat_model(source.path, dtype=dtype)
     found: list[Scores] = []
     for task, folder in zip(tasks, folders, strict=True):
-        with _progress(task.name, len(task.prompts), messages) as on_progress:
+        with generation_progress(task.name, len(task.prompts), messages) as on_progress:
             found.append(
                 evaluate_model(
                     source,
@@ -192,7 +192,7 @@ def _evaluate_all(
 
 
 @contextmanager
-def _progress(task: str, num_prompts: int, console: Console) -> Iterator["OnProgress"]:
+def generation_progress(task: str, num_prompts: int, console: Console) -> Iterator["OnProgress"]:
     """Yields a callback that draws a bar on a terminal and prints lines elsewhere."""
     if not console.is_terminal:
         yield _plain_progress(task, console)

@@ -164,11 +164,14 @@ def train(
 def _open_run_folder(run: RunFolder, *, resume: bool, overwrite: bool, watcher: Watcher) -> Path | None:
     """Returns the checkpoint to go on from; deletes or refuses what lies in the way."""
     if not resume:
+        # Other ranks may look after the first has begun to write.
+        if not launch.is_main_process():
+            return None
         if run.recipe.exists() and not overwrite:
             raise UsageError(
                 f"{run.path} is there already; --resume goes on with it, --overwrite deletes it, name=OTHER trains another"
             )
-        if run.path.exists() and overwrite and launch.is_main_process():
+        if run.path.exists() and overwrite:
             shutil.rmtree(run.path)
         return None
     if run.is_finished():
