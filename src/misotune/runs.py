@@ -1,13 +1,13 @@
 """The run folder: what `train` writes, and what `eval` and `export` find in it.
 
-    runs/NAME/
-        recipe.yaml        the resolved recipe, with where each value came from
-        plan.json          rows, tokens, steps
-        metrics.jsonl      one line per logged step
-        checkpoints/       step-N/, each with a manifest written last
-        final/             the trained model (plain checkpoint, or LoRA adapter); its presence means "finished"
-        probe.safetensors  token ids and the trained model's logits on them, for the proof in `export`
-        scores/            results of `eval` on this run
+runs/NAME/
+    recipe.yaml        the resolved recipe, with where each value came from
+    plan.json          rows, tokens, steps
+    metrics.jsonl      one line per logged step
+    checkpoints/       step-N/, each with a manifest written last
+    final/             the trained model (plain checkpoint, or LoRA adapter); its presence means "finished"
+    probe.safetensors  token ids and the trained model's logits on them, for the proof in `export`
+    scores/            results of `eval` on this run
 """
 
 import json

@@ -99,9 +99,7 @@ def test_order_of_inputs_does_not_matter(weighting):
     q, k, v = (x.detach() for x in make_qkv(28, (4, 2)))
     order = torch.cat([torch.arange(8, 20), torch.arange(8), torch.arange(20, 28)])  # swap inputs of 8 and 12
     forward = miso_attention(q, k, v, RowLayout.from_lengths([([8, 12], 8)]), weighting=weighting)
-    swapped = miso_attention(
-        q[order], k[order], v[order], RowLayout.from_lengths([([12, 8], 8)]), weighting=weighting
-    )
+    swapped = miso_attention(q[order], k[order], v[order], RowLayout.from_lengths([([12, 8], 8)]), weighting=weighting)
     torch.testing.assert_close(forward[order], swapped, rtol=0, atol=1e-13)
 
 

@@ -22,9 +22,7 @@ def misotune_eval(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
-    (tmp_path / "data.jsonl").write_text(
-        json.dumps(ROW) + "\n" + json.dumps({**ROW, "key": 2, "prompt": "x"}) + "\n"
-    )
+    (tmp_path / "data.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps({**ROW, "key": 2, "prompt": "x"}) + "\n")
     (tmp_path / "responses.jsonl").write_text(
         '{"key": 1, "response": "Rain."}\n{"key": 2, "response": "Rain, rain."}\n'
     )
@@ -47,16 +45,12 @@ def test_responses_are_scored_into_a_table_and_a_folder(misotune_eval, tmp_path)
     result = misotune_eval("ifeval", "--data", "data.jsonl", "--responses", "responses.jsonl")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[2].split() == ["ifeval", "2", "50.00", "50.00", "50.00", "50.00"]
-    assert (
-        "ifeval: scores/responses/ifeval/scores.json, scores/responses/ifeval/samples.jsonl" in result.stdout
-    )
+    assert "ifeval: scores/responses/ifeval/scores.json, scores/responses/ifeval/samples.jsonl" in result.stdout
     assert (tmp_path / "scores" / "responses" / "ifeval" / "samples.jsonl").is_file()
 
 
 def test_json_is_all_that_stands_on_standard_output(misotune_eval):
-    result = misotune_eval(
-        "ifeval", "--data", "data.jsonl", "--responses", "responses.jsonl", "--json", "--out", "o"
-    )
+    result = misotune_eval("ifeval", "--data", "data.jsonl", "--responses", "responses.jsonl", "--json", "--out", "o")
     content = json.loads(result.stdout)
     assert content["results"][0]["figures"]["prompt_level_strict_acc"] == 0.5
     assert content["results"][0]["folder"] == "o"
@@ -70,9 +64,7 @@ def test_flatten_says_that_the_flattened_set_was_not_scored(misotune_eval):
 
 def test_without_a_model_the_newest_finished_run_is_taken_and_named(misotune_eval, tiny_model_dir, tmp_path):
     run = make_run(tiny_model_dir, tmp_path, "first")
-    result = misotune_eval(
-        "ifeval", "--data", "data.jsonl", "--limit", 1, "--max-new-tokens", 3, "--batch-size", 1
-    )
+    result = misotune_eval("ifeval", "--data", "data.jsonl", "--limit", 1, "--max-new-tokens", 3, "--batch-size", 1)
     assert result.exit_code == 0, result.output
     assert "evaluating the newest finished run: runs/first" in result.stderr
     assert "ifeval: 1 of 1 prompts" in result.stderr

@@ -30,10 +30,7 @@ def test_the_default_place_is_named_after_source_and_mode(run, tmp_path):
     assert result.exit_code == 0, result.output
     assert len(read_dataset(tmp_path / "data" / "rivers-para")) == 2
     assert "2 rows, 3 inputs each, in data/rivers-para" in result.output
-    assert (
-        "next: misotune train recipes/quickstart.yaml data.path=data/rivers-para miso.mode=para"
-        in result.output
-    )
+    assert "next: misotune train recipes/quickstart.yaml data.path=data/rivers-para miso.mode=para" in result.output
 
 
 def test_json_is_all_that_stdout_holds(run, tmp_path):
@@ -79,12 +76,8 @@ def test_the_next_command_is_bare_where_a_shipped_recipe_reads_the_default_place
     from pathlib import Path
 
     assert next_command(Path("data/crab-para"), "crab", "para") == "misotune train recipes/llama3_crab.yaml"
-    assert (
-        next_command(Path("data/starter-para"), "starter", "para") == "misotune train recipes/quickstart.yaml"
-    )
+    assert next_command(Path("data/starter-para"), "starter", "para") == "misotune train recipes/quickstart.yaml"
     assert next_command(Path("data/r1-succ"), "r1", "succ") == "misotune train recipes/llama3_r1.yaml"
     elsewhere = next_command(Path("my data/x"), "crab", "para")
     assert elsewhere == "misotune train recipes/llama3_crab.yaml 'data.path=my data/x'"
-    assert next_command(Path("data/crab-flat"), "crab", "flat").endswith(
-        "data.path=data/crab-flat miso.mode=sft"
-    )
+    assert next_command(Path("data/crab-flat"), "crab", "flat").endswith("data.path=data/crab-flat miso.mode=sft")

@@ -21,9 +21,7 @@ CONSTRAINTS = [
 CONNECTORS = ("{item}", "{index}. {item}", *(marker + "{item}" for marker in MARKERS))
 WRAPPED = {w.name: w.before + "{instruction}" + w.between + "\n{constraints}" + w.after for w in WRAPPERS}
 
-words = st.text(st.sampled_from("abcdefgh ,;'\"()é"), min_size=1, max_size=40).map(
-    lambda text: f"Use {text} here."
-)
+words = st.text(st.sampled_from("abcdefgh ,;'\"()é"), min_size=1, max_size=40).map(lambda text: f"Use {text} here.")
 instructions = st.lists(words, min_size=1, max_size=3).map("\n\n".join)
 
 
@@ -59,9 +57,7 @@ def test_the_short_and_the_long_forms_are_split(text, connector):
 
 @given(instruction=instructions, constraints=st.lists(words, min_size=1, max_size=5), data=st.data())
 def test_rendering_then_splitting_gives_back_instruction_and_constraints(instruction, constraints, data):
-    text = data.draw(
-        st.sampled_from([*WRAPPED.values(), "{instruction}" + WHEN_ANSWERING + "\n{constraints}"])
-    )
+    text = data.draw(st.sampled_from([*WRAPPED.values(), "{instruction}" + WHEN_ANSWERING + "\n{constraints}"]))
     indent = INDENT if text in WRAPPED.values() else ""
     template = Template(text, indent + data.draw(st.sampled_from(CONNECTORS[1:])))
     split = split_user_text(template.render(instruction, constraints))
@@ -69,10 +65,7 @@ def test_rendering_then_splitting_gives_back_instruction_and_constraints(instruc
     assert (split.instruction, list(split.constraints)) == (instruction, constraints)
 
 
-@given(
-    st.text(max_size=200)
-    | st.lists(st.sampled_from([*CONSTRAINTS, "- a", "1. b", "", "Q: what?"])).map("\n".join)
-)
+@given(st.text(max_size=200) | st.lists(st.sampled_from([*CONSTRAINTS, "- a", "1. b", "", "Q: what?"])).map("\n".join))
 def test_a_split_of_any_text_loses_no_character(text):
     split = split_user_text(text)
     if split is not None:
@@ -99,9 +92,7 @@ def test_a_constraint_over_several_lines_stays_whole_behind_a_mark():
 
 
 def test_constraints_in_one_paragraph_are_cut_by_sentence():
-    text = (
-        f"Name a river.{WHEN_ANSWERING}Use numbers (1., 2., etc.) for steps. End with 'Done.' Keep it short."
-    )
+    text = f"Name a river.{WHEN_ANSWERING}Use numbers (1., 2., etc.) for steps. End with 'Done.' Keep it short."
     split = split_user_text(text)
     assert split is not None
     assert split.constraints == (

@@ -14,9 +14,7 @@ SAMPLE = Sample(
     domain="d",
     inputs=(
         SampleInput("full", ({"role": "user", "content": "Hé\n\n- x"},)),
-        SampleInput(
-            "constraint", ({"role": "system", "content": "S"}, {"role": "user", "content": "x"}), "x"
-        ),
+        SampleInput("constraint", ({"role": "system", "content": "S"}, {"role": "user", "content": "x"}), "x"),
     ),
     output="y",
     history_loss=True,

@@ -13,16 +13,12 @@ GOOD = {"instruction": "Name a river.", "constraints": ["Be brief.", "Use no com
 
 def written(tmp_path, *rows):
     file = tmp_path / "rows.jsonl"
-    file.write_text(
-        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8"
-    )
+    file.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
     return find_source(str(file))
 
 
 def test_the_account_covers_every_row_read(tmp_path):
-    source = written(
-        tmp_path, GOOD, '{"broken', GOOD | {"output": ""}, {"instruction": "Hi", "output": "o"}, GOOD
-    )
+    source = written(tmp_path, GOOD, '{"broken', GOOD | {"output": ""}, {"instruction": "Hi", "output": "o"}, GOOD)
     bad = []
     settings = PrepareSettings(max_dropped=0.5)
     prepared = prepare_dataset(source, tmp_path / "out", settings, on_bad=bad.append)
@@ -45,9 +41,7 @@ def test_ids_are_stable_and_every_row_has_its_own(tmp_path):
         assert [sample.id for sample in read_dataset(tmp_path / "out")] == ["rows-1", "x", "x~2", "7"]
 
 
-@pytest.mark.parametrize(
-    ("mode", "rows", "roles"), [("para", 2, 4), ("succ", 2, 1), ("sft", 2, 1), ("flat", 8, 1)]
-)
+@pytest.mark.parametrize(("mode", "rows", "roles"), [("para", 2, 4), ("succ", 2, 1), ("sft", 2, 1), ("flat", 8, 1)])
 def test_modes_decide_rows_and_inputs(tmp_path, mode, rows, roles):
     prepare_dataset(written(tmp_path, GOOD, GOOD), tmp_path / "out", PrepareSettings(mode=mode))
     samples = read_dataset(tmp_path / "out")
@@ -62,9 +56,7 @@ def test_limit_counts_kept_rows(tmp_path):
 
 def test_too_many_bad_rows_fail_and_leave_nothing(tmp_path):
     source = written(tmp_path, GOOD, GOOD | {"output": ""})
-    with pytest.raises(
-        DataError, match=r"1 of 2 rows are bad.*--max-dropped.*rows\.jsonl:2: 'output' is empty"
-    ):
+    with pytest.raises(DataError, match=r"1 of 2 rows are bad.*--max-dropped.*rows\.jsonl:2: 'output' is empty"):
         prepare_dataset(source, tmp_path / "out", PrepareSettings())
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 

@@ -84,10 +84,7 @@ def test_any_rows_with_instruction_constraints_and_output_are_read():
     }
     record = columns_record(row, CONTEXT)
     assert (record.id, record.domain, record.output) == ("3", "geo", "o")
-    assert (
-        record.template.render(record.instruction, record.constraints)
-        == "Name it.\n\nThe Rhine.\n\n- Be brief."
-    )
+    assert record.template.render(record.instruction, record.constraints) == "Name it.\n\nThe Rhine.\n\n- Be brief."
 
 
 def test_constraints_may_be_missing_and_messages_do_as_well():

@@ -65,15 +65,11 @@ def test_a_response_stops_before_any_end_of_sequence_id(chat_model):
     assert (found.account.num_cut, found.account.num_new_tokens) == (0, end + 1)
 
 
-def test_the_templates_end_of_turn_ends_a_response_although_only_another_is_declared(
-    tiny_model_dir, tmp_path
-):
+def test_the_templates_end_of_turn_ends_a_response_although_only_another_is_declared(tiny_model_dir, tmp_path):
     shutil.copytree(tiny_model_dir, tmp_path / "base")
     for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
         path = tmp_path / "base" / name
-        path.write_text(
-            path.read_text().replace('"<|im_end|>"', '"<|pad|>"').replace('_id": 257', '_id": 258')
-        )
+        path.write_text(path.read_text().replace('"<|im_end|>"', '"<|pad|>"').replace('_id": 257', '_id": 258'))
     found = load_chat_model(str(tmp_path / "base"))
     assert found.tokenizer.eos_token_id == 258
     assert found.eos_ids == (258, 257)
@@ -104,9 +100,7 @@ def test_settings_and_cut_responses_are_recorded(chat_model):
 
 
 def test_a_context_that_is_too_short_stops_before_generation(chat_model):
-    with pytest.raises(
-        RunError, match=r"the longest prompt \(\d+ tokens\) and 4096 new .*use --max-new-tokens \d+"
-    ):
+    with pytest.raises(RunError, match=r"the longest prompt \(\d+ tokens\) and 4096 new .*use --max-new-tokens \d+"):
         generate(chat_model, max_new_tokens=4096)
 
 
@@ -116,9 +110,7 @@ def test_a_lora_adapter_is_loaded_on_its_base_model(tiny_model_dir, tmp_path):
 
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    tuned = get_peft_model(
-        base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
+    tuned = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     tuned.save_pretrained(tmp_path / "final")
     found = load_chat_model(str(tmp_path / "final"))
     ids = torch.tensor([[5, 6, 7, 8]])

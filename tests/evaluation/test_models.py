@@ -29,9 +29,7 @@ def test_another_name_is_a_hub_id():
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "runs/a/b"])
 def test_a_path_that_is_not_there_is_no_hub_id(name):
-    with pytest.raises(
-        UsageError, match=f"{name}: no such folder; --model takes a run, a folder with a model"
-    ):
+    with pytest.raises(UsageError, match=f"{name}: no such folder; --model takes a run, a folder with a model"):
         find_model(name)
 
 

@@ -7,8 +7,7 @@ from misotune.evaluation.prompts import ConstrainedPrompt
 from misotune.evaluation.responses import read_responses
 
 PROMPTS = tuple(
-    ConstrainedPrompt(key, f"Prompt {key}", ("punctuation:no_comma",), ({},), f"data line {key}")
-    for key in (1, 2, 3)
+    ConstrainedPrompt(key, f"Prompt {key}", ("punctuation:no_comma",), ({},), f"data line {key}") for key in (1, 2, 3)
 )
 
 
@@ -41,23 +40,17 @@ def test_one_reworded_prompt_is_paired_by_its_line_and_said(read):
     texts, notes = read(rows)
     assert texts == ["answer 1", "answer 2", "answer 3"]
     assert len(notes) == 1
-    assert notes[0].endswith(
-        "r.jsonl line 2: its prompt is not worded as that of key 2; paired by line order"
-    )
+    assert notes[0].endswith("r.jsonl line 2: its prompt is not worded as that of key 2; paired by line order")
 
 
 @pytest.mark.parametrize("order", [(2, 1, 99), (1, 98, 99)], ids=["out-of-order", "two-left"])
 def test_what_line_order_does_not_prove_is_refused(read, order):
-    with pytest.raises(
-        DataError, match=r"r\.jsonl: no response to \d of 3 prompts, the first: key \d \(data line"
-    ):
+    with pytest.raises(DataError, match=r"r\.jsonl: no response to \d of 3 prompts, the first: key \d \(data line"):
         read(by_prompt(*order))
 
 
 def test_a_prompt_without_response_is_named(read):
-    with pytest.raises(
-        DataError, match=r"no response to 2 of 3 prompts, the first: key 1 \(data line 1\), key 3"
-    ):
+    with pytest.raises(DataError, match=r"no response to 2 of 3 prompts, the first: key 1 \(data line 1\), key 3"):
         read(by_prompt(2))
 
 

@@ -51,16 +51,12 @@ def test_a_hub_out_of_reach_names_the_way_out(monkeypatch):
         raise ConnectionError("Couldn't reach 'google/IFEval' on the Hub\nmore lines")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(
-        RunError, match=r"\(Couldn't reach 'google/IFEval' on the Hub\); give .* with --data FILE"
-    ):
+    with pytest.raises(RunError, match=r"\(Couldn't reach 'google/IFEval' on the Hub\); give .* with --data FILE"):
         load_task("ifeval")
 
 
 def test_an_unknown_task_names_the_nearest_and_all():
-    with pytest.raises(
-        UsageError, match=r"unknown task 'ifevl'; did you mean 'ifeval'\? allowed: ifeval, starter"
-    ):
+    with pytest.raises(UsageError, match=r"unknown task 'ifevl'; did you mean 'ifeval'\? allowed: ifeval, starter"):
         load_task("ifevl")
 
 

@@ -70,9 +70,7 @@ def test_an_empty_response_meets_nothing():
 @pytest.mark.usefixtures("no_punkt")
 def test_without_punkt_data_the_cure_is_named(name):
     prompt = prompt_with((name, {}), where="data.jsonl line 8")
-    with pytest.raises(
-        RunError, match=rf"data\.jsonl line 8, {name}.*python -m nltk\.downloader punkt_tab.*NLTK_DATA"
-    ):
+    with pytest.raises(RunError, match=rf"data\.jsonl line 8, {name}.*python -m nltk\.downloader punkt_tab.*NLTK_DATA"):
         ensure_verifiers([prompt], offline=False)
 
 
@@ -113,9 +111,7 @@ def test_a_constraint_that_cannot_be_verified_is_named(constraint, message):
         ensure_verifiers([prompt_with(constraint)], offline=True)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "\n", "***", "P.S.", "<<>>", "[", '"', "{", "* \n-", "******", "\u200b", "..."]
-)
+@pytest.mark.parametrize("text", ["", "\n", "***", "P.S.", "<<>>", "[", '"', "{", "* \n-", "******", "\u200b", "..."])
 @pytest.mark.usefixtures("punkt")
 def test_odd_responses_get_a_verdict_from_every_type(ifeval_prompts, text):
     by_type = {name: prompt for prompt in ifeval_prompts for name in prompt.instruction_id_list}

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from tests.conftest import CHATML, make_tokenizer
 
 from misotune.errors import LayoutError, UsageError
 from misotune.layout import ChatTemplate, Chunking, build_row, draw_chunks, encode_sample
 from misotune.layout.template import read_template
 from misotune.samples import Sample, SampleInput
-from tests.conftest import CHATML, make_tokenizer
 
 
 def make_sample(prompts=("Say hi.",), output="Hi!", **fields):
@@ -44,7 +44,10 @@ def test_all_inputs_share_one_output(tokenizer):
 
 
 def test_template_without_generation_prompt_gives_its_fixed_ending():
-    inst = "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+    inst = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+        "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
     tokenizer = make_tokenizer(inst)
     encoded = encode_sample(make_sample(("Say hi.", "Say hi now.")), ChatTemplate(tokenizer))
     assert decoded(tokenizer, encoded.inputs[0]) == "[INST] Say hi."
@@ -84,7 +87,10 @@ def test_row_predicts_each_trained_token_from_the_one_before(tokenizer):
 
 
 REFUSED = {
-    "never-ends": (CHATML.replace("<|im_end|>", "</s>"), "does not end the assistant's turn with a special token"),
+    "never-ends": (
+        CHATML.replace("<|im_end|>", "</s>"),
+        "does not end the assistant's turn with a special token",
+    ),
     "rewrites-prompt": (
         CHATML + "{% if messages[-1]['role'] == 'assistant' %}!{% endif %}",
         "does not end the assistant's turn with a special token",
@@ -94,7 +100,8 @@ REFUSED = {
         "the prompt's tokens are not the first tokens of prompt and response",
     ),
     "no-ending": (
-        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}",
+        "{% for m in messages %}{{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}",
         "no generation prompt and no fixed ending of a user turn",
     ),
     "raises": ("{{ raise_exception('system role not supported') }}", "refuses the conversation: system role"),
@@ -111,7 +118,7 @@ def test_without_proof_the_row_is_refused_with_the_reason(template, reason):
 
 
 def test_model_without_template_is_refused_with_the_cure():
-    with pytest.raises(UsageError, match="set model.chat_template to one of chatml, tulu or to a .jinja file"):
+    with pytest.raises(UsageError, match=r"set model.chat_template to one of chatml, tulu or to a .jinja file"):
         ChatTemplate(make_tokenizer(None))
 
 

@@ -140,8 +140,7 @@ def test_a_recipe_of_a_byte_order_mark_and_windows_line_ends_loads(write_recipe,
         (
             "model:\n  name: some/model",
             "model: some/model",
-            "r.yaml:2: model: got 'some/model'; must be a section with the keys name, revision, "
-            "chat_template",
+            "r.yaml:2: model: got 'some/model'; must be a section with the keys name, revision, chat_template",
         ),
         ("name: small\n", "", "r.yaml: name: missing; must be a folder name: "),
         ("  max_length: 64\n", "", "r.yaml:4: data.max_length: missing; must be a whole number >= 1"),
@@ -338,9 +337,7 @@ def test_a_path_names_its_file_before_a_shipped_recipe(write_recipe, small_recip
     assert find_recipe("quickstart.yaml") == Path("quickstart.yaml")
 
 
-@pytest.mark.parametrize(
-    "text", ["llama3_crab", "llama3_crab.yaml", "recipes/llama3_crab.yaml", "recipes/llama3_crab"]
-)
+@pytest.mark.parametrize("text", ["llama3_crab", "llama3_crab.yaml", "recipes/llama3_crab.yaml", "recipes/llama3_crab"])
 def test_a_shipped_recipe_is_found_from_any_folder(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     assert find_recipe(text) in shipped_recipes()

@@ -21,9 +21,7 @@ FIELDS = {
     "model.revision": st.none() | texts,
     "data.max_dropped": st.floats(0, 1),
     "miso.mode": st.sampled_from(["para", "sft", "flat", "succ"]),
-    "miso.inputs": st.lists(st.sampled_from(["full", "constraint", "base"]), min_size=1, unique=True).map(
-        tuple
-    ),
+    "miso.inputs": st.lists(st.sampled_from(["full", "constraint", "base"]), min_size=1, unique=True).map(tuple),
     "miso.chunks": st.sampled_from([{1: 1.0}, {2: 0.5, 64: 0.5}, {1: 0.1, 2: 0.2, 3: 0.7}]),
     "train.max_steps": st.none() | counts,
     "train.batch_size": counts,

@@ -21,12 +21,19 @@ def dataset(tmp_path: Path) -> Path:
         for i, subject in enumerate(SUBJECTS):
             constraints = ["Be brief.", "Use no commas.", "Mention " + subject * 2 + "."][: 1 + i % 3]
             base = f"Write about {subject}."
-            texts = [("full", " ".join([base, *constraints])), *(("constraint", f"{base} {c}") for c in constraints)]
+            texts = [
+                ("full", " ".join([base, *constraints])),
+                *(("constraint", f"{base} {c}") for c in constraints),
+            ]
             inputs = [
                 {"role": role, "messages": [{"role": "user", "content": text}], "constraint": None}
                 for role, text in [*texts, ("base", base)]
             ]
-            row = {"id": f"row-{i}", "inputs": inputs, "output": f"All about {subject}" + " and more" * (i % 4)}
+            row = {
+                "id": f"row-{i}",
+                "inputs": inputs,
+                "output": f"All about {subject}" + " and more" * (i % 4),
+            }
             file.write(json.dumps(row) + "\n")
     return path
 

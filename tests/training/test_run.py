@@ -135,7 +135,10 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(make_recipe):
     resumed = train(recipe, "name: test\n", resume=True, watcher=Watcher(on_message=said.append))
     assert said == [f"resuming from {resumed.checkpoints / 'step-4'}"]
     assert losses(resumed) == losses(whole)
-    ours, theirs = load_file(resumed.final / "model.safetensors"), load_file(whole.final / "model.safetensors")
+    ours, theirs = (
+        load_file(resumed.final / "model.safetensors"),
+        load_file(whole.final / "model.safetensors"),
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -196,7 +199,9 @@ def test_dropped_and_cut_rows_are_counted(make_recipe):
     number = dropped.plan["data"]["dropped"][reason]["samples"]
     assert number + dropped.plan["data"]["samples"] == 12
     cut = prepare_run(
-        make_recipe(data={"max_length": 110, "too_long": "cut", "max_dropped": 0.9}), num_devices=1, watcher=Watcher()
+        make_recipe(data={"max_length": 110, "too_long": "cut", "max_dropped": 0.9}),
+        num_devices=1,
+        watcher=Watcher(),
     )
     assert cut.plan["data"]["cut"] == number
     assert all(sample.longest_pair <= 110 for sample in cut.corpus.samples)

@@ -52,7 +52,8 @@ def miso_attention(
             raise ValueError(f"no flash kernel for device {q.device.type!r}; use kernel='reference'")
         return reference_attention(q, k, v, layout, weighting=weighting, scale=scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _MisoAttention.apply(q, k, v, layout, weighting, scale, flash)
+    function: Any = _MisoAttention
+    return function.apply(q, k, v, layout, weighting, scale, flash)
 
 
 class _Call(NamedTuple):
@@ -132,9 +133,7 @@ def _sample_calls(
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, scale: float, kernel: Kernel, queries: Span, keys: Span, is_causal: bool
 ) -> BlockResult:
-    return kernel.forward(
-        _heads(q, queries), _heads(k, keys), _heads(v, keys), is_causal=is_causal, scale=scale
-    )
+    return kernel.forward(_heads(q, queries), _heads(k, keys), _heads(v, keys), is_causal=is_causal, scale=scale)
 
 
 def _heads(x: Float[Tensor, "T H D"], span: Span) -> Float[Tensor, "H S D"]:

@@ -110,9 +110,7 @@ def _pair(block: BlockResult, output: BlockResult) -> BlockResult:
     return BlockResult(out, lse)
 
 
-def _one_softmax(
-    inputs: list[BlockResult], output: BlockResult, own_lse: Tensor, output_lse_shift: float
-) -> Merged:
+def _one_softmax(inputs: list[BlockResult], output: BlockResult, own_lse: Tensor, output_lse_shift: float) -> Merged:
     lse = torch.logsumexp(torch.stack([*(block.lse for block in inputs), own_lse]), dim=0)
     out = sum_blocks(_share(block.lse, lse) * block.out for block in inputs)
     out = (out + _share(own_lse, lse) * output.out).to(output.out.dtype)

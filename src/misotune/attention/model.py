@@ -6,6 +6,9 @@ keyword argument of `model.forward`, which transformers hands unchanged to the a
     model(input_ids, position_ids=..., miso=MisoArguments(layout), use_cache=False)
 """
 
+# transformers' own functions are typed in part.
+# pyright: reportUnknownMemberType=false
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,10 +108,13 @@ def _attention_forward(
 ) -> tuple[Tensor, None]:
     """The attention function as transformers calls it: query (B, H, T, D), key and value (B, K, T, D)."""
     if miso is None:
-        raise ValueError("attention 'miso' needs model(..., miso=MisoArguments(layout)); load with 'sdpa' to do without")
+        raise ValueError(
+            "attention 'miso' needs model(..., miso=MisoArguments(layout)); load with 'sdpa' to do without"
+        )
     if query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise ValueError(
-            f"attention 'miso' takes one packed row and no cache, got queries {tuple(query.shape)} and keys {tuple(key.shape)}"
+            "attention 'miso' takes one packed row and no cache, "
+            f"got queries {tuple(query.shape)} and keys {tuple(key.shape)}"
         )
     if dropout or kwargs.get("s_aux") is not None:
         raise ValueError("attention 'miso' has no dropout and no attention sinks")
@@ -116,7 +122,5 @@ def _attention_forward(
     if torch.is_autocast_enabled(query.device.type):
         query, key = query.to(value.dtype), key.to(value.dtype)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = miso_attention(
-        q, k, v, miso.layout, weighting=miso.weighting, scale=scaling, kernel=miso.kernel
-    )
+    out = miso_attention(q, k, v, miso.layout, weighting=miso.weighting, scale=scaling, kernel=miso.kernel)
     return out[None], None

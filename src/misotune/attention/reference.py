@@ -37,7 +37,7 @@ def reference_attention(
     """
     if weighting not in _FUSIONS:
         raise ValueError(f"weighting {weighting!r} is not one of {', '.join(_FUSIONS)}")
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     out = torch.zeros_like(q)
@@ -70,15 +70,11 @@ def _vanilla(q: Tensor, k: Tensor, v: Tensor, sample: SampleSpans, scale: float)
     return (share[..., None] * torch.stack([out for out, _ in blocks])).sum(dim=0)
 
 
-def _pairs(
-    q: Tensor, k: Tensor, v: Tensor, sample: SampleSpans, scale: float
-) -> tuple[list[Tensor], list[Tensor]]:
+def _pairs(q: Tensor, k: Tensor, v: Tensor, sample: SampleSpans, scale: float) -> tuple[list[Tensor], list[Tensor]]:
     """CausalAttention(Q_out, [K_i, K_out], [V_i, V_out]) of every pair i, and its log-sum-exp of scores."""
     y = sample.output.tokens
     results = [
-        _causal_attention(
-            q[y], torch.cat([k[x.tokens], k[y]]), torch.cat([v[x.tokens], v[y]]), scale
-        )
+        _causal_attention(q[y], torch.cat([k[x.tokens], k[y]]), torch.cat([v[x.tokens], v[y]]), scale)
         for x in sample.inputs
     ]
     return [out for out, _ in results], [lse for _, lse in results]
@@ -92,9 +88,7 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Te
     return _attention(q, k, v, scale, mask=key <= query)
 
 
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Equation 1, softmax(Q K^T * scale) V, with the scores' log-sum-exp; at least in float32."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     scores = torch.einsum("thd,shd->ths", q.to(dtype), k.to(dtype)) * scale

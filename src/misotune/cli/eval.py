@@ -40,9 +40,7 @@ _PLAIN_STEP_S = 30.0
 _Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="ifeval, starter.", show_default=False)]
 _Model = Annotated[
     str | None,
-    typer.Option(
-        metavar="M", help="A run, a folder with a model, or a hub id. (default: the newest finished run)"
-    ),
+    typer.Option(metavar="M", help="A run, a folder with a model, or a hub id. (default: the newest finished run)"),
 ]
 _Data = Annotated[
     Path | None,

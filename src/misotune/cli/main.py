@@ -45,7 +45,7 @@ def _root(
     ),
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks."),
 ) -> None:
-    """prepare -> train -> eval -> export: each stage reads what the one before wrote."""
+    """Prepare -> train -> eval -> export: each stage reads what the one before wrote."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MisotuneError as error:
         if "--debug" in arguments:
             raise
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            Text.assemble(("error: ", "bold red"), str(error))
-        )
+        Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(("error: ", "bold red"), str(error)))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")

@@ -35,9 +35,7 @@ _OTHER_RECIPE = "recipes/quickstart.yaml"
 
 
 def prepare(
-    source: Annotated[
-        str, typer.Argument(help="crab, sharegpt, r1, starter, a data file, or a hub id (owner/name).")
-    ],
+    source: Annotated[str, typer.Argument(help="crab, sharegpt, r1, starter, a data file, or a hub id (owner/name).")],
     mode: Annotated[str, typer.Option(help=f"The inputs a row gets: {', '.join(MODES)}.")] = "para",
     data: Annotated[Path | None, typer.Option(help="Read the source's rows from this file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; data/SOURCE-MODE unless given.")] = None,
@@ -45,9 +43,7 @@ def prepare(
     limit: Annotated[int | None, typer.Option(min=1, help="Keep this many rows at most.")] = None,
     join: Annotated[
         str | None,
-        typer.Option(
-            help=f"How constraints are joined on: {', '.join(JOINS)}; the source's own way unless given."
-        ),
+        typer.Option(help=f"How constraints are joined on: {', '.join(JOINS)}; the source's own way unless given."),
     ] = None,
     max_dropped: Annotated[
         float, typer.Option(min=0, max=1, help="Fail when a larger share of the rows is bad.")
@@ -118,9 +114,7 @@ class _Progress:
         if self._num_bad <= _NUM_BAD_SHOWN:
             self._console.print(Text.assemble(("bad row: ", "yellow"), f"{row.where}: {row.reason}"))
         elif self._num_bad == _NUM_BAD_SHOWN + 1:
-            self._console.print(
-                "... further bad rows are only counted here; dropped.jsonl in the dataset lists all"
-            )
+            self._console.print("... further bad rows are only counted here; dropped.jsonl in the dataset lists all")
 
 
 def _print_json(prepared: "Prepared") -> None:

@@ -22,9 +22,7 @@ def show_recipe(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Overrides, as in train.max_steps=20."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the values and their origins as JSON.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the values and their origins as JSON.")] = False,
 ) -> None:
     """Show a recipe with overrides and defaults, and where each value came from."""
     from misotune.recipe.loading import find_recipe, load_recipe

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -18,22 +25,17 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.", show_default=False)
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.", show_default=False),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Values in place of the recipe's: train.max_steps=20"),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print rows, tokens and steps, and stop.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last whole checkpoint of this run.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete an earlier run of the same name.")
-    ] = False,
-    nproc: Annotated[
-        int | None, typer.Option(min=1, help="Processes to start. [default: one per visible GPU]")
-    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole checkpoint of this run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an earlier run of the same name.")] = False,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Processes to start. [default: one per visible GPU]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan and the result as JSON.")] = False,
 ) -> None:
     """Train a model with MISO attention.
@@ -67,9 +69,7 @@ def train(
             assert watcher.on_plan is not None
             watcher.on_plan(prepared.plan)
             return
-        run = run_training(
-            resolved.recipe, dump(resolved), resume=resume, overwrite=overwrite, watcher=watcher
-        )
+        run = run_training(resolved.recipe, dump(resolved), resume=resume, overwrite=overwrite, watcher=watcher)
     if launch.is_main_process():
         if as_json:
             typer.echo(json.dumps({"run": str(run.path), "final": str(run.final)}))
@@ -108,7 +108,8 @@ def training_watcher(console: Console, *, as_json: bool = False) -> Iterator["Wa
         steps = progress.add_task("steps", total=None, note="", visible=False)
 
         def on_metrics(metrics: "StepMetrics") -> None:
-            note = f"loss {metrics.loss:.3f}  {metrics.total_tokens_per_s:,.0f} tokens/s  {metrics.peak_memory_gib:.1f} GiB"
+            speed, memory = metrics.total_tokens_per_s, metrics.peak_memory_gib
+            note = f"loss {metrics.loss:.3f}  {speed:,.0f} tokens/s  {memory:.1f} GiB"
             progress.update(steps, visible=True, total=metrics.num_steps, completed=metrics.step, note=note)
 
         yield Watcher(
@@ -136,7 +137,10 @@ def plan_table(plan: dict[str, Any]) -> Table:
     table.add_column(overflow="fold")
     data, length, inputs = plan["data"], plan["sample_length"], plan["inputs_per_sample"]
     table.add_row("model", f"{plan['model']}, {plan['trains']}, {plan['precision']}, {plan['engine']}")
-    table.add_row("dataset", f"{plan['dataset']}: {data['rows']:,} rows, {data['samples']:,} samples, {data['cut']:,} cut")
+    table.add_row(
+        "dataset",
+        f"{plan['dataset']}: {data['rows']:,} rows, {data['samples']:,} samples, {data['cut']:,} cut",
+    )
     for reason, dropped in data["dropped"].items():
         table.add_row("dropped", f"{dropped['samples']:,} x {reason} (first: row {dropped['first']})")
     table.add_row(
@@ -144,17 +148,20 @@ def plan_table(plan: dict[str, Any]) -> Table:
         f"{plan['mode']}, weighting {plan['weighting']}, positions {plan['positions']}, kernel {plan['kernel']}",
     )
     table.add_row("inputs per sample", f"{inputs['mean']} on average, {inputs['max']} at most")
-    table.add_row("tokens per sample", f"median {length['median']:,}, 99 % {length['p99']:,}, longest {length['max']:,}")
+    table.add_row(
+        "tokens per sample", f"median {length['median']:,}, 99 % {length['p99']:,}, longest {length['max']:,}"
+    )
     table.add_row("trained on", plan["trained_on"])
     table.add_row("tokens", f"{plan['tokens']:,}, of them trained {plan['trained_tokens']:,}")
     table.add_row(
         "steps",
-        f"{plan['steps']:,} of {plan['samples_per_step']} samples: {plan['devices']} device(s) x {plan['accumulation']} micro-batches",
+        f"{plan['steps']:,} of {plan['samples_per_step']} samples: "
+        f"{plan['devices']} device(s) x {plan['accumulation']} micro-batches",
     )
     if plan["row_capacity"] is not None:
         table.add_row(
             "packing",
-            f"{plan['packed_rows']:,} rows of up to {plan['row_capacity']:,} tokens, {plan['packing_waste']:.1%} left empty",
+            f"{plan['packed_rows']:,} rows of {plan['row_capacity']:,} tokens, {plan['packing_waste']:.1%} left empty",
         )
     return table
 

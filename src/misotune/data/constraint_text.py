@@ -28,9 +28,7 @@ _SUBJECTS = re.compile(
 
 # A sentence ends at . ! ? or with a quotation, whatever that ends in, and the next one opens with a capital.
 # Enumerations (`1., 2.`) and `e.g. x` go on in lower case, with a digit or with a comma, and are not cut.
-_SENTENCE_END = re.compile(
-    r"((?<=[.!?])['\"\u201d\u2019)\]]*|(?<=[:;,…])['\"\u201d\u2019]) (?=[A-ZÀ-ÞΑ-ΩА-Я])"
-)
+_SENTENCE_END = re.compile(r"((?<=[.!?])['\"\u201d\u2019)\]]*|(?<=[:;,…])['\"\u201d\u2019]) (?=[A-ZÀ-ÞΑ-ΩА-Я])")
 _NOT_AN_END = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|Mr|Mrs|Ms|Dr|St|No|Fig|[A-Z])|\.\.)\.$")
 _MAX_CONSTRAINT_CHARACTERS = 600
 

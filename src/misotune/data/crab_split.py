@@ -108,9 +108,7 @@ def split_user_text(text: str) -> Split | None:
     ('Name a fruit.', ('Be brief.', 'Use no commas.'), 'bare/*')
     """
     proven = [split for split in _candidates(text) if split.renders(text)]
-    return max(
-        proven, key=lambda split: split.confidence, default=None
-    )  # the first of equals: order of the rules
+    return max(proven, key=lambda split: split.confidence, default=None)  # the first of equals: order of the rules
 
 
 def _candidates(text: str) -> Iterator[Split]:
@@ -204,9 +202,7 @@ def _bodies(
         # All forms but the bare one can put constraints that run together on a line of their own.
         yield from _paragraph(instruction, body[1:], head + lead, tail, name, min(sure, 0.9))
     rule = f"{name}/{(marker or 'lines').strip()}"
-    yield Split(
-        instruction, tuple(items), Template(text, item), min(sure, 0.95) if marker is None else sure, rule
-    )
+    yield Split(instruction, tuple(items), Template(text, item), min(sure, 0.95) if marker is None else sure, rule)
 
 
 def _paragraph(instruction: str, body: str, head: str, tail: str, name: str, sure: float) -> Iterator[Split]:

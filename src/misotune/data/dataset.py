@@ -153,9 +153,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST_FILE
     if not file.is_file():
-        raise DataError(
-            f"{path}: not a prepared dataset (there is no {MANIFEST_FILE}); write one: misotune prepare"
-        )
+        raise DataError(f"{path}: not a prepared dataset (there is no {MANIFEST_FILE}); write one: misotune prepare")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

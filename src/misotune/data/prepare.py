@@ -19,9 +19,7 @@ from misotune.samples import Mode
 
 NUM_BAD_SHOWN = 5
 # Counts, places and quoted values at the end of a reason.
-_DETAILS = re.compile(
-    r", it is .*| at (?:byte|column) \d+| \(.*\)$|(?<=turn) \d+|, this is .*|\[\d+\]|: \{.*"
-)
+_DETAILS = re.compile(r", it is .*| at (?:byte|column) \d+| \(.*\)$|(?<=turn) \d+|, this is .*|\[\d+\]|: \{.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +166,14 @@ def _rows_of(source: Source, split: str) -> Iterator[Row | BrokenRow]:
     if source.path is not None:
         return read_rows(source.path)
     assert source.hub_id is not None, "find_source gives every source a file or a hub id"
-    command = (
-        f"misotune prepare {source.name} --data FILE" if source.name in SOURCES else "misotune prepare FILE"
-    )
+    command = f"misotune prepare {source.name} --data FILE" if source.name in SOURCES else "misotune prepare FILE"
     return read_hub_rows(source.hub_id, split, command)
 
 
 def _check_account(source: Source, result: Prepared, max_dropped: float) -> None:
     account = result.account
     name = source.path or source.hub_id
-    first = (
-        f"; the first: {result.first_bad[0].where}: {result.first_bad[0].reason}" if result.first_bad else ""
-    )
+    first = f"; the first: {result.first_bad[0].where}: {result.first_bad[0].reason}" if result.first_bad else ""
     if account.bad_share > max_dropped:
         raise DataError(
             f"{name}: {account.num_bad} of {account.read} rows are bad, more than the share {max_dropped:g} "

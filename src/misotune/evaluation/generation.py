@@ -118,9 +118,7 @@ def load_chat_model(path: str, *, dtype: str = "auto") -> ChatModel:
         model = model.float()
     eos_ids = _eos_ids(model, tokenizer)
     if not eos_ids:
-        raise RunError(
-            f"{path}: neither its generation config nor its tokenizer names an end-of-sequence token"
-        )
+        raise RunError(f"{path}: neither its generation config nor its tokenizer names an end-of-sequence token")
     return ChatModel(path, model.to(device).eval(), tokenizer, eos_ids)
 
 
@@ -150,9 +148,7 @@ def generate_responses(
     with _greedy(chat_model, max_new_tokens):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            for i, new_ids in zip(
-                batch, _generate_batch(chat_model, [rendered[i] for i in batch], meter), strict=True
-            ):
+            for i, new_ids in zip(batch, _generate_batch(chat_model, [rendered[i] for i in batch], meter), strict=True):
                 text_ids = _before_eos(new_ids, chat_model.eos_ids)
                 num_cut += len(text_ids) == max_new_tokens
                 responses[i] = chat_model.tokenizer.decode(
@@ -209,20 +205,14 @@ def _generate_batch(chat_model: ChatModel, prompts: Sequence[list[int]], meter: 
     width = max(map(len, prompts))
     # The mask, not the id, says what is padding: an end-of-sequence id does where there is no pad token.
     pad_id = _pad_id(chat_model)
-    input_ids = torch.tensor(
-        [[pad_id] * (width - len(ids)) + ids for ids in prompts], device=chat_model.device
-    )
-    mask = torch.tensor(
-        [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=chat_model.device
-    )
+    input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in prompts], device=chat_model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=chat_model.device)
     try:
         with torch.inference_mode():
             output = chat_model.model.generate(input_ids, attention_mask=mask, stopping_criteria=[meter])
     except torch.OutOfMemoryError as error:
         smaller = max(1, len(prompts) // 2)
-        raise RunError(
-            f"no memory left with {len(prompts)} prompts at once; use --batch-size {smaller}"
-        ) from error
+        raise RunError(f"no memory left with {len(prompts)} prompts at once; use --batch-size {smaller}") from error
     return output[:, width:].tolist()
 
 
@@ -245,9 +235,7 @@ def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     ids.append(tokenizer.eos_token_id)
     template = ChatTemplate(tokenizer)
     with contextlib.suppress(LayoutError):  # a template without such a token: the declared ones must do
-        turns = template.encode(
-            [_user_turn("Hi"), {"role": "assistant", "content": "Hi"}], add_generation_prompt=False
-        )
+        turns = template.encode([_user_turn("Hi"), {"role": "assistant", "content": "Hi"}], add_generation_prompt=False)
         ids.append(turns[template.end_of_turn(turns)])
     return tuple(dict.fromkeys(i for i in ids if i is not None))
 

@@ -54,9 +54,7 @@ def find_model(name: str) -> ModelSource:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if folder.exists() or _looks_like_path(name):
-            raise UsageError(
-                f"{name}: no such folder; --model takes a run, a folder with a model, or a hub id"
-            )
+            raise UsageError(f"{name}: no such folder; --model takes a run, a folder with a model, or a hub id")
         return ModelSource(name, name)
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return ModelSource(name, str(folder))

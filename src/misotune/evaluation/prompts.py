@@ -40,9 +40,7 @@ class ConstrainedPrompt:
         """
         for field in ("key", "prompt", "instruction_id_list", "kwargs"):
             if field not in row:
-                raise DataError(
-                    f"{where}: no field {field!r}; a row needs key, prompt, instruction_id_list, kwargs"
-                )
+                raise DataError(f"{where}: no field {field!r}; a row needs key, prompt, instruction_id_list, kwargs")
         if isinstance(row["key"], bool) or not isinstance(row["key"], (int, str)):
             raise DataError(f"{where}: 'key' must be a number or a text, got {row['key']!r:.80}")
         if not isinstance(row["prompt"], str) or not row["prompt"].strip():
@@ -98,11 +96,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     num_rows = 0
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as file
-        ):
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     num_rows += 1

@@ -42,15 +42,11 @@ def read_responses(
         raise DataError(f"{path}: none of its {len(rows)} rows answers a prompt of this task; {_first(rows)}")
     for prompt, row in _reworded(rows, all_prompts, paired):
         paired[prompt.key] = row
-        notes.append(
-            f"{row.where}: its prompt is not worded as that of key {prompt.key}; paired by line order"
-        )
+        notes.append(f"{row.where}: its prompt is not worded as that of key {prompt.key}; paired by line order")
     missing = [prompt for prompt in prompts if prompt.key not in paired]
     if missing:
         named = ", ".join(f"key {p.key} ({p.where})" for p in missing[:_NUM_NAMED])
-        raise DataError(
-            f"{path}: no response to {len(missing)} of {len(prompts)} prompts, the first: {named}"
-        )
+        raise DataError(f"{path}: no response to {len(missing)} of {len(prompts)} prompts, the first: {named}")
     num_foreign = len(rows) - len(paired)
     if num_foreign:
         notes.append(f"{path}: {num_foreign} rows answer no prompt of this task and were left out")
@@ -95,8 +91,4 @@ def _reworded(
 
 def _first(rows: Sequence[_Row]) -> str:
     row = rows[0]
-    return (
-        f"the first has key {row.key!r}"
-        if row.key is not None
-        else f"the first has prompt {row.prompt!r:.60}"
-    )
+    return f"the first has key {row.key!r}" if row.key is not None else f"the first has prompt {row.prompt!r:.60}"

@@ -92,9 +92,7 @@ def score_responses(prompts: Sequence[ConstrainedPrompt], responses: Sequence[st
     for prompt, response in zip(prompts, responses, strict=True):
         found = verify(prompt, response)
         samples.append(
-            ScoredSample(
-                prompt.key, prompt.prompt, response, prompt.instruction_id_list, found.strict, found.loose
-            )
+            ScoredSample(prompt.key, prompt.prompt, response, prompt.instruction_id_list, found.strict, found.loose)
         )
     return samples
 

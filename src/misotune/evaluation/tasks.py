@@ -62,9 +62,7 @@ def check_task_name(name: str) -> None:
     raise UsageError(f"unknown task {name!r}; {hint}allowed: {', '.join(TASKS)}")
 
 
-def load_task(
-    name: str, *, data: Path | None = None, limit: int | None = None, offline: bool = False
-) -> Task:
+def load_task(name: str, *, data: Path | None = None, limit: int | None = None, offline: bool = False) -> Task:
     """Returns the task with its prompts, ready to be verified.
 
     Args:

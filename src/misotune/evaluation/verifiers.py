@@ -78,9 +78,7 @@ def verify(prompt: ConstrainedPrompt, response: str) -> Verdicts:
     loose: list[bool] = []
     with _repeatable():
         for name, kwargs in zip(prompt.instruction_id_list, prompt.kwargs, strict=True):
-            example = utils.InputExample(
-                key=0, instruction_id_list=[name], prompt=prompt.prompt, kwargs=[dict(kwargs)]
-            )
+            example = utils.InputExample(key=0, instruction_id_list=[name], prompt=prompt.prompt, kwargs=[dict(kwargs)])
             random.seed(SEED)
             strict += utils.test_instruction_following_strict(example, response).follow_instruction_list
             random.seed(SEED)

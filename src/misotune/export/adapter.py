@@ -51,7 +51,7 @@ def merge_adapter(final: Path, revision: str | None, probe: Probe) -> tuple[Any,
         probe: Tokens on which the models are compared.
 
     Raises:
-        RunError: The base model or adapter cannot be loaded, the adapter is zero, or merging changes the model.
+        RunError: Base model or adapter cannot be loaded, the adapter is zero, or merging changes the model.
     """
     from peft import PeftModel
 
@@ -75,8 +75,8 @@ def merge_adapter(final: Path, revision: str | None, probe: Probe) -> tuple[Any,
     )
     if not proof.difference <= proof.tolerance:
         raise RunError(
-            f"{final}: merging changes the model: logits differ from base plus adapter by {proof.difference:.1e} "
-            f"(relative), more than {proof.tolerance:.0e}"
+            f"{final}: merging changes the model: logits differ from base plus adapter by "
+            f"{proof.difference:.1e} (relative), more than {proof.tolerance:.0e}"
         )
     return merged, proof
 
@@ -89,7 +89,7 @@ def _load_base(name: str, revision: str | None) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(
-            f"the adapter's base model {name} cannot be loaded, put it back where it was for training: {reason}"
+            f"the adapter's base model {name} cannot be loaded; put it where it was for training: {reason}"
         ) from error
 
 
@@ -114,19 +114,19 @@ def _count_changes(model: Any, dtype: str) -> tuple[int, int]:
     """Returns (modules with an adapter, those whose weight changes by merging), the second never zero."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     num_nonzero = num_changed = 0
     for layer in layers:
-        weight = layer.get_base_layer().weight
-        delta: Tensor = layer.get_delta_weight(model.active_adapter)  # pyright: ignore[reportCallIssue]
+        weight: Tensor = layer.get_base_layer().weight
+        delta: Tensor = layer.get_delta_weight(model.active_adapter)
         num_nonzero += bool(delta.any())
         num_changed += bool(((weight + delta).to(weight.dtype) != weight).any())
     if not num_nonzero:
         raise RunError("the adapter is zero in every module: nothing was trained, or its weights were not saved")
     if not num_changed:
         raise RunError(
-            f"the adapter is so small that it rounds to nothing in the base model's {dtype}; train longer or with a "
-            "larger train.learning_rate"
+            f"the adapter is so small that it rounds to nothing in the base model's {dtype}; train longer "
+            "or with a larger train.learning_rate"
         )
     return len(layers), num_changed
 

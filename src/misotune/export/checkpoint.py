@@ -23,8 +23,8 @@ def save_merged(model: Any, folder: Path) -> None:
     """Writes a model that was put together in memory."""
     from transformers import GenerationConfig
 
-    # Some published models have settings (temperature without sampling) that transformers loads and refuses to
-    # save (transformers#29988): they are written as they are.
+    # Some published models have settings (temperature without sampling) that transformers loads and refuses
+    # to save (transformers#29988): they are written as they are.
     settings = model.generation_config.to_diff_dict() if model.generation_config else {}
     model.generation_config = GenerationConfig()
     model.save_pretrained(folder)
@@ -32,7 +32,7 @@ def save_merged(model: Any, folder: Path) -> None:
 
 
 def tidy_configuration(folder: Path, end_of_turn_id: int) -> None:
-    """Makes the configuration one for inference: cache on, no trace of MISO attention, stops at the turn's end."""
+    """Makes the configuration one for inference: cache on, stock attention, stops at the turn's end."""
     config = _read_json(folder / CONFIG)
     for key in ("_attn_implementation", "attn_implementation", "_attn_implementation_internal"):
         config.pop(key, None)

@@ -18,9 +18,9 @@ from misotune.errors import RunError
 from misotune.layout import ChatTemplate
 
 # Largest relative difference of logits (see `relative_difference`) that passes. On a model of 135 million
-# parameters the order of the additions alone (eager attention against sdpa) made 2e-2 in bfloat16 and 1.5e-6 in
-# float32. One projection of one layer lost or reordered makes 2e-1 and more; in float32, noise of 1e-5 on every
-# weight makes 3e-4.
+# parameters the order of the additions alone (another attention kernel) made 2e-2 in bfloat16 and 1.5e-6 in
+# float32. One projection of one layer lost or reordered makes 2e-1 and more; in float32, noise of 1e-5 on
+# every weight makes 3e-4, which in bfloat16 is lost in the rounding.
 TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
 
 MESSAGES = ({"role": "user", "content": "Name three rivers, one on each line."},)
@@ -31,7 +31,7 @@ _SCRIPT = Path(__file__).with_name("reopen.py")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Token ids of one plain sequence, and the trained model's logits on its last positions, (positions, V)."""
+    """Token ids (T,) of one plain sequence, and the trained model's logits (last positions, V) on them."""
 
     path: Path
     input_ids: Tensor
@@ -82,8 +82,8 @@ def read_probe(path: Path) -> Probe:
         return Probe(path, tensors["input_ids"].long(), tensors["logits"].float())
     except (OSError, SafetensorError, KeyError) as error:
         raise RunError(
-            f"{path}: no probe of the trained model's logits can be read ({error}), so the export could not be "
-            "proved; train again: misotune train RECIPE --overwrite"
+            f"{path}: no probe of the trained model's logits can be read ({error}), so the export could "
+            "not be proved; train again: misotune train RECIPE --overwrite"
         ) from error
 
 
@@ -185,8 +185,8 @@ def _check_contents(found: Mapping[str, Any]) -> None:
         raise RunError(f"the export is refused: {what.replace('_', ' ')}: {_some(names)}")
     if found["not_finite"]:
         raise RunError(
-            f"the export is refused: weights that are not finite: {_some(found['not_finite'])}; training broke down, "
-            "lower train.learning_rate"
+            f"the export is refused: weights that are not finite: {_some(found['not_finite'])}; training broke "
+            "down, lower train.learning_rate"
         )
 
 
@@ -195,7 +195,7 @@ def _check_chat(found: Mapping[str, Any], template: ChatTemplate, end_id: int) -
         raise RunError("the export is refused: its chat template gives other tokens than training's")
     if end_id not in _as_list(found["end_ids"]):
         raise RunError(
-            f"the export is refused: generation does not stop at token {end_id}, with which training ends a response"
+            f"the export is refused: generation does not stop at token {end_id}, which ends a response in training"
         )
     if not found["response_ids"]:
         raise RunError("the export is refused: it generates nothing")
@@ -210,8 +210,8 @@ def _check_logits(logits: Tensor, expected: Tensor, tolerance: float) -> float:
     difference = relative_difference(logits, expected)
     if not difference <= tolerance:  # NaN fails too
         raise RunError(
-            f"the export is refused: its logits differ from the trained model's by {difference:.1e} (relative), more "
-            f"than {tolerance:.0e}: the weights are not those of the end of training"
+            f"the export is refused: its logits differ from the trained model's by {difference:.1e} (relative), "
+            f"more than {tolerance:.0e}: the weights are not those of the end of training"
         )
     return difference
 

@@ -1,4 +1,4 @@
-"""Opens an exported checkpoint with stock transformers, in a process of its own where misotune cannot be imported.
+"""Opens a checkpoint with stock transformers, in a process of its own where misotune cannot be imported.
 
 Run as a script: `python -P reopen.py REQUEST`, REQUEST a JSON file with `checkpoint`, `probe`, `num_logits`,
 `messages`, `max_new_tokens`, `answer` and `logits`. The findings go to the file `answer`, the logits on the
@@ -28,7 +28,8 @@ def reopen(request: dict[str, Any]) -> dict[str, Any]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = request["checkpoint"]
-    model, loading = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", output_loading_info=True)
+    opened: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", output_loading_info=True)
+    model, loading = opened
     model.to(device).eval()
     ids = load_file(request["probe"])["input_ids"].long()[None].to(device)
     with torch.no_grad():

@@ -1,10 +1,10 @@
 """From samples to packed rows of tokens: rendering with the model's own template, positions, labels, packing.
 
-    encode_sample     a multi-input sample as token ids, with the response's span proved
-    Chunking          cuts an input into successive chunks (succ)
-    RowLayout         where the samples of a packed row lie, and each token's position
-    build_row         encoded samples -> one packed row, ready for model.forward
-    pack              which samples share a row (best-fit decreasing)
+encode_sample     a multi-input sample as token ids, with the response's span proved
+Chunking          cuts an input into successive chunks (succ)
+RowLayout         where the samples of a packed row lie, and each token's position
+build_row         encoded samples -> one packed row, ready for model.forward
+pack              which samples share a row (best-fit decreasing)
 """
 
 from misotune.layout.chunks import Chunking, draw_chunks

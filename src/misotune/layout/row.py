@@ -7,6 +7,7 @@ A row holds its samples one after the other, and each sample its inputs, then it
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -59,7 +60,7 @@ class RowLayout:
             stops = [start]
             for length in (*input_lengths, output_length):
                 stops.append(stops[-1] + length)
-            spans = [Span(a, b) for a, b in zip(stops, stops[1:], strict=False)]
+            spans = [Span(start, stop) for start, stop in pairwise(stops)]
             samples.append(SampleSpans(tuple(spans[:-1]), spans[-1]))
             start = stops[-1]
         return cls(tuple(samples), positions)
@@ -100,8 +101,8 @@ def build_row(samples: Sequence[EncodedSample], positions: Positions = "aligned"
     layout = RowLayout.from_lengths([(list(map(len, s.inputs)), len(s.output)) for s in samples], positions)
     ids = np.concatenate([part for s in samples for part in (*s.inputs, s.output)])
     flags = [part for s in samples for part in (np.zeros(s.num_input_tokens, dtype=bool), s.is_trained)]
-    trained = torch.from_numpy(np.concatenate(flags).nonzero()[0])
-    input_ids = torch.from_numpy(ids.astype(np.int64))
+    trained = torch.as_tensor(np.concatenate(flags).nonzero()[0])
+    input_ids = torch.as_tensor(ids.astype(np.int64))
     return PackedRow(
         input_ids=input_ids[None],
         position_ids=layout.position_ids[None],

@@ -47,7 +47,7 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
-        except Exception as error:  # noqa: BLE001 - templates raise whatever their author chose
+        except Exception as error:
             raise LayoutError(f"the chat template refuses the conversation: {error}") from error
 
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
@@ -104,9 +104,7 @@ class ChatTemplate:
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         added = self.tokenizer.added_tokens_decoder
-        return frozenset(i for i, token in added.items() if token.special) | frozenset(
-            self.tokenizer.all_special_ids
-        )
+        return frozenset(i for i, token in added.items() if token.special) | frozenset(self.tokenizer.all_special_ids)
 
     @cached_property
     def _closing_ids(self) -> list[int]:

@@ -67,9 +67,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         entries = self._step_rows[1][slot]
         # Every device must run every micro-batch, or collectives would wait for ever: a device without a row
         # runs the step's first sample and trains none of its tokens.
-        row = build_row(
-            [self._sample(entry) for entry in entries or self._step_rows[1][0][:1]], self.positions
-        )
+        row = build_row([self._sample(entry) for entry in entries or self._step_rows[1][0][:1]], self.positions)
         none = torch.zeros(0, dtype=torch.long)
         return {
             "input_ids": row.input_ids,

@@ -22,9 +22,9 @@ def save_final(trainer: MisoTrainer, run: RunFolder, sample: EncodedSample, *, i
 
     A full model is saved in the format it was computed in, bfloat16 or float32; an adapter as it is.
     """
-    is_adapter = hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config")
-    if is_bf16 and not is_adapter and not trainer.is_deepspeed_enabled:
-        trainer.model.to(torch.bfloat16)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if is_bf16 and not hasattr(model, "peft_config") and not trainer.is_deepspeed_enabled:
+        model.to(torch.bfloat16)
     probe = _probe(trainer, sample)
     written = run.path / ".final.partial"
     if is_main_process() and written.exists():
@@ -52,7 +52,7 @@ def _probe(trainer: MisoTrainer, sample: EncodedSample) -> dict[str, torch.Tenso
         "logits_to_keep": PROBE_LOGITS,
         "use_cache": False,
     }
-    model = trainer.model_wrapped
+    model: Any = trainer.model_wrapped
     model.eval()
     with torch.no_grad(), trainer.compute_loss_context_manager():
         logits = model(**arguments).logits[0].float()

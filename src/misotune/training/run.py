@@ -169,7 +169,8 @@ def _open_run_folder(run: RunFolder, *, resume: bool, overwrite: bool, watcher: 
             return None
         if run.recipe.exists() and not overwrite:
             raise UsageError(
-                f"{run.path} is there already; --resume goes on with it, --overwrite deletes it, name=OTHER trains another"
+                f"{run.path} is there already; --resume goes on with it, --overwrite deletes it, "
+                "name=OTHER trains another"
             )
         if run.path.exists() and overwrite:
             shutil.rmtree(run.path)
@@ -178,7 +179,9 @@ def _open_run_folder(run: RunFolder, *, resume: bool, overwrite: bool, watcher: 
         raise UsageError(f"{run.path} is finished; there is nothing to resume")
     checkpoint, skipped = last_whole_checkpoint(run.checkpoints)
     if checkpoint is None:
-        raise UsageError(f"{run.path} has no whole checkpoint to resume from{': ' if skipped else ''}{'; '.join(skipped)}")
+        raise UsageError(
+            f"{run.path} has no whole checkpoint to resume from{': ' if skipped else ''}{'; '.join(skipped)}"
+        )
     if watcher.on_message and launch.is_main_process():
         for line in skipped:
             watcher.on_message(line)

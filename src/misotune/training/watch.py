@@ -135,9 +135,7 @@ class CheckpointKeeper(TrainerCallback):
         self.folder = folder
         self.keep = keep
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called on every rank when transformers has written `checkpoint-N`."""
         _barrier()
         if state.is_world_process_zero:

@@ -68,9 +68,7 @@ def read_chat(row: Mapping[str, Any]) -> Chat:
     for i, message in enumerate(turns):
         expected = ("user", "assistant")[i % 2]
         if message["role"] != expected:
-            raise BadRowError(
-                f"turn {i + 1} of the chat is the {message['role']}'s, expected the {expected}'s"
-            )
+            raise BadRowError(f"turn {i + 1} of the chat is the {message['role']}'s, expected the {expected}'s")
         if not message["content"].strip():
             raise BadRowError(f"turn {i + 1} of the chat, the {message['role']}'s, is empty")
     return Chat((*system, *turns[:-2]), turns[-2]["content"], turns[-1]["content"], notes)

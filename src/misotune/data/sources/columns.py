@@ -18,8 +18,7 @@ def columns_record(row: Mapping[str, Any], context: RowContext) -> Record:
     if row.get("messages") is not None or row.get("conversations") is not None:
         return chat_record(row, context)
     raise BadRowError(
-        "no columns 'instruction' and 'output', nor 'messages' "
-        f"(the row has {', '.join(map(str, row)) or 'none'})"
+        f"no columns 'instruction' and 'output', nor 'messages' (the row has {', '.join(map(str, row)) or 'none'})"
     )
 
 

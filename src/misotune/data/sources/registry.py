@@ -73,8 +73,7 @@ def find_source(name: str, data: Path | None = None) -> Source:
     near = difflib.get_close_matches(name, SOURCES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UsageError(
-        f"unknown source {name!r}: {hint}allowed are {', '.join(SOURCES)}, a data file, "
-        "or a hub id (owner/name)"
+        f"unknown source {name!r}: {hint}allowed are {', '.join(SOURCES)}, a data file, or a hub id (owner/name)"
     )
 
 

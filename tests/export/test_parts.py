@@ -1,0 +1,105 @@
+"""The parts of an export that need no process of their own."""
+
+import json
+
+import pytest
+import torch
+
+from misotune.errors import RunError
+from misotune.export.base import hub_id, read_license
+from misotune.export.card import model_card
+from misotune.export.checkpoint import tidy_configuration
+from misotune.export.proof import Proof, _check_chat, _check_logits, end_of_turn_id, relative_difference, tolerance_of
+from misotune.layout import ChatTemplate
+from misotune.recipe.loading import load_recipe
+from misotune.runs import RunFolder
+
+PROOF = Proof(1e-6, 1e-4, 16, 16, 1000, "float32", "cpu", "sdpa", 257, 16, True, "Elbe")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_bf16_run", "tolerance"),
+    [("float32", False, 1e-4), ("float32", True, 5e-2), ("bfloat16", False, 5e-2), ("float16", False, 5e-2)],
+)
+def test_the_tolerance_is_that_of_the_coarser_format(dtype, is_bf16_run, tolerance):
+    assert tolerance_of(dtype, is_bf16_run=is_bf16_run) == tolerance
+
+
+def test_a_constant_on_all_logits_is_no_difference_and_a_scale_is():
+    logits = torch.randn(16, 50, generator=torch.Generator().manual_seed(0))
+    assert relative_difference(logits + 3, logits) < 1e-6
+    assert relative_difference(logits * 1.1, logits) == pytest.approx(0.1)
+
+
+def test_logits_that_are_nan_or_of_another_vocabulary_are_refused():
+    logits = torch.randn(4, 9)
+    with pytest.raises(RunError, match="differ from the trained model's by nan"):
+        _check_logits(logits * float("nan"), logits, 1e-4)
+    with pytest.raises(RunError, match=r"logits have the shape \(4, 8\), the trained model's \(4, 9\)"):
+        _check_logits(logits[:, :8], logits, 1e-4)
+
+
+def test_another_template_or_a_missing_end_of_turn_is_refused(tokenizer):
+    template = ChatTemplate(tokenizer)
+    end_id = end_of_turn_id(template)
+    assert end_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    with pytest.raises(RunError, match="its chat template gives other tokens than training's"):
+        _check_chat({"prompt_ids": [1, 2]}, template, end_id)
+    ids = template.encode(
+        [{"role": "user", "content": "Name three rivers, one on each line."}], add_generation_prompt=True
+    )
+    with pytest.raises(RunError, match=f"generation does not stop at token {end_id}"):
+        _check_chat({"prompt_ids": ids, "end_ids": [5]}, template, end_id)
+
+
+@pytest.mark.parametrize(("known", "expected"), [(None, 7), (7, 7), (3, [3, 7]), ([3, 7], [3, 7])])
+def test_generation_stops_at_the_end_of_turn_and_where_it_did(tmp_path, known, expected):
+    (tmp_path / "config.json").write_text('{"_attn_implementation": "miso", "use_cache": false}')
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": known, "use_cache": False}))
+    tidy_configuration(tmp_path, 7)
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == {"eos_token_id": expected}
+    assert json.loads((tmp_path / "config.json").read_text()) == {"use_cache": True}
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        ("---\nlicense: other\nlicense_name: own\ntags: [x]\n---\ntext", {"license": "other", "license_name": "own"}),
+        ("no front matter", {}),
+        ("---\nlicense: [broken\n---\n", {}),
+    ],
+)
+def test_the_licence_is_what_the_base_model_says(tmp_path, card, said):
+    (tmp_path / "README.md").write_text(card)
+    assert read_license(str(tmp_path), None) == said
+
+
+def test_a_model_in_the_hubs_cache_has_its_hub_id():
+    assert hub_id("/cache/hub/models--Qwen--Qwen2.5-0.5B/snapshots/abc") == "Qwen/Qwen2.5-0.5B"
+    assert hub_id("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
+    assert hub_id("/models/qwen") is None
+
+
+def test_the_card_has_metadata_that_the_hub_reads_and_the_scores(tmp_path):
+    from huggingface_hub import ModelCard
+
+    run = RunFolder(tmp_path)
+    recipe = "name: r\nmodel: {name: some/model}\ndata: {path: rows, max_length: 64}\nmiso: {mode: sft}\n"
+    run.recipe.write_text(recipe + "train: {max_steps: 1, batch_size: 1, learning_rate: 1e-5}\n")
+    scores = {
+        "task": "ifeval",
+        "num_prompts": 541,
+        "figures": {
+            "prompt_level_strict_acc": 0.5,
+            "inst_level_strict_acc": 0.25,
+            "prompt_level_loose_acc": 0.75,
+            "inst_level_loose_acc": 1.0,
+        },
+    }
+    (run.scores / "ifeval").mkdir(parents=True)
+    (run.scores / "ifeval" / "scores.json").write_text(json.dumps(scores))
+    card = model_card("r", run, load_recipe(run.recipe).recipe, PROOF, None)
+    data = ModelCard(card).data
+    assert data.base_model == "some/model"
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "text-generation", None)
+    assert "| ifeval | 541 | 50.00 | 25.00 | 75.00 | 100.00 |" in card
