@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from tests.export.conftest import make_adapter_run
 
 from misotune.errors import RunError, UsageError
 from misotune.export.export import check_out, export_run
@@ -72,6 +73,7 @@ def test_an_adapter_is_merged_into_its_base(adapter_run, tmp_path):
     report = export_run(adapter_run, out)
     assert report.merge is not None
     assert report.merge.num_changed == report.merge.num_modules == 14
+    assert report.merge.share == pytest.approx(1.0, abs=1e-4)
     assert report.merge.difference < 1e-5
     assert report.merge.shift > 1e-2
     assert report.proof.difference < 1e-5
@@ -90,6 +92,19 @@ def test_an_adapter_that_is_zero_is_refused(adapter_run, change_weights, tmp_pat
     change_weights(adapter_run.final / "adapter_model.safetensors", zero)
     with pytest.raises(RunError, match="the adapter is zero in every module: nothing was trained"):
         export_run(adapter_run, tmp_path / "exports" / "lora")
+    assert_nothing_left(tmp_path / "exports" / "lora")
+
+
+def test_an_adapter_that_rounds_away_in_bfloat16_is_refused(tmp_path, tiny_model_dir):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16).save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(base)
+    run = make_adapter_run(tmp_path / "runs" / "lora", base, scale=1e-7)
+    with pytest.raises(RunError, match="0% of the adapter's change arrives in the base model's bfloat16 weights"):
+        export_run(run, tmp_path / "exports" / "lora")
     assert_nothing_left(tmp_path / "exports" / "lora")
 
 

@@ -161,7 +161,8 @@ def plan_table(plan: dict[str, Any]) -> Table:
     if plan["row_capacity"] is not None:
         table.add_row(
             "packing",
-            f"{plan['packed_rows']:,} rows of {plan['row_capacity']:,} tokens, {plan['packing_waste']:.1%} left empty",
+            f"{plan['packed_rows']:,} rows of {plan['row_capacity']:,} tokens, {plan['packing_waste']:.1%} left empty; "
+            f"the longest row has {plan['longest_row']:,}",
         )
     return table
 

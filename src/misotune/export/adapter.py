@@ -17,6 +17,11 @@ from misotune.export.proof import Probe, relative_difference, tolerance_of
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
+# Rounding to bfloat16 swallows small changes: of random adapters on a model of 135 million parameters, with
+# matrices B of the size 1e-2, 1e-3 and 1e-4, there arrived 100, 53 and 6 percent. Below the first number the
+# merged model is as good as the base; above the second it is not this adapter that was merged.
+MIN_SHARE, MAX_SHARE = 0.1, 1.5
+
 
 @dataclass(frozen=True, slots=True)
 class MergeProof:
@@ -25,6 +30,7 @@ class MergeProof:
     Attributes:
         num_modules: Modules with an adapter.
         num_changed: Modules whose merged weight differs from the base's.
+        share: Of the adapter's change to the weights, what arrived: 1 but for rounding.
         shift: Relative difference of logits that the adapter makes to the base model.
         difference: Relative difference of logits between the merged model and base plus adapter.
         tolerance: The largest difference that passes.
@@ -32,6 +38,7 @@ class MergeProof:
 
     num_modules: int
     num_changed: int
+    share: float
     shift: float
     difference: float
     tolerance: float
@@ -61,14 +68,15 @@ def merge_adapter(final: Path, revision: str | None, probe: Probe) -> tuple[Any,
         warnings.simplefilter("ignore")  # peft warns of its own and transformers' deprecations
         model: Any = PeftModel.from_pretrained(base, str(final), torch_device="cpu").eval()
         _check_weights(model, final / ADAPTER_WEIGHTS)
-        num_modules, num_changed = _count_changes(model, dtype)
         adapted = _logits(model, probe)
         with model.disable_adapter():
             plain = _logits(model, probe)
+        num_modules, num_changed, share = _merge_layers(model, dtype)
         merged = model.merge_and_unload()
     proof = MergeProof(
         num_modules=num_modules,
         num_changed=num_changed,
+        share=share,
         shift=relative_difference(adapted, plain),
         difference=relative_difference(_logits(merged, probe), adapted),
         tolerance=tolerance_of(dtype, is_bf16_run=False),
@@ -110,25 +118,35 @@ def _check_weights(model: Any, path: Path) -> None:
 
 
 @torch.no_grad()
-def _count_changes(model: Any, dtype: str) -> tuple[int, int]:
-    """Returns (modules with an adapter, those whose weight changes by merging), the second never zero."""
+def _merge_layers(model: Any, dtype: str) -> tuple[int, int, float]:
+    """Merges layer by layer; returns (modules with an adapter, modules changed, share of the delta that arrived).
+
+    In bfloat16 the logits of a lightly trained adapter differ from the base's by no more than rounding does, so
+    that they alone could not tell a merged model from the base: the weights can. The share is the projection of
+    what changed on what should have: 1 but for rounding, 0 where nothing was merged.
+    """
     from peft.tuners.lora import LoraLayer
 
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    num_nonzero = num_changed = 0
+    num_changed, arrived, expected = 0, 0.0, 0.0
     for layer in layers:
         weight: Tensor = layer.get_base_layer().weight
-        delta: Tensor = layer.get_delta_weight(model.active_adapter)
-        num_nonzero += bool(delta.any())
-        num_changed += bool(((weight + delta).to(weight.dtype) != weight).any())
-    if not num_nonzero:
+        before = weight.float().clone()
+        delta: Tensor = layer.get_delta_weight(model.active_adapter).float()
+        layer.merge()
+        change = weight.float() - before
+        num_changed += bool(change.any())
+        arrived += float((change * delta).sum(dtype=torch.float64))
+        expected += float(delta.square().sum(dtype=torch.float64))
+    if not expected:
         raise RunError("the adapter is zero in every module: nothing was trained, or its weights were not saved")
-    if not num_changed:
+    share = arrived / expected
+    if not MIN_SHARE <= share <= MAX_SHARE:
         raise RunError(
-            f"the adapter is so small that it rounds to nothing in the base model's {dtype}; train longer "
-            "or with a larger train.learning_rate"
+            f"{share:.0%} of the adapter's change arrives in the base model's {dtype} weights; train longer "
+            "or with a larger train.learning_rate, or store the base model in float32"
         )
-    return len(layers), num_changed
+    return len(layers), num_changed, share
 
 
 @torch.no_grad()

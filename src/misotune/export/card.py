@@ -132,7 +132,8 @@ def proof_lines(proof: Proof, merge: MergeProof | None) -> list[str]:
     ]
     if merge is not None:
         lines.append(
-            f"LoRA merged: {merge.num_changed} of {merge.num_modules} modules changed; logits differ from base "
+            f"LoRA merged: {merge.num_changed} of {merge.num_modules} modules changed, "
+            f"{merge.share:.1%} of the adapter's change arrived; logits differ from base "
             f"plus adapter by {merge.difference:.1e} ({merge.tolerance:.0e} passes), the adapter moved them by "
             f"{merge.shift:.1e}."
         )

@@ -17,7 +17,12 @@ def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches) -> di
         sum(getattr(micro_batches.count(step), field) for step in range(schedule.num_steps))
         for field in ("tokens", "trained_tokens")
     )
-    rows = [row for step in range(schedule.num_steps) for row in schedule.step_rows(step) if row]
+    row_lengths = [
+        sum(schedule.lengths[index] for _, index in row)
+        for step in range(schedule.num_steps)
+        for row in schedule.step_rows(step)
+        if row
+    ]
     inputs = [len(sample.inputs) for sample in corpus.samples]
     return {
         "name": recipe.name,
@@ -41,15 +46,18 @@ def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches) -> di
         "accumulation": schedule.accumulation,
         "tokens": tokens,
         "trained_tokens": trained,
-        "packed_rows": len(rows),
+        "packed_rows": len(row_lengths),
+        "longest_row": max(row_lengths),
         "row_capacity": schedule.capacity,
-        "packing_waste": _waste(tokens, len(rows), schedule.capacity),
+        "packing_waste": _waste(row_lengths, schedule.capacity),
         "engine": "transformers" if recipe.deepspeed is None else f"DeepSpeed ZeRO-{recipe.deepspeed.stage}",
         "precision": recipe.train.precision,
         "trains": "all weights" if recipe.lora is None else f"LoRA of rank {recipe.lora.rank}",
     }
 
 
-def _waste(tokens: int, num_rows: int, capacity: int | None) -> float | None:
-    """Share of the rows' capacity that stays empty; rows are never padded, so it costs no computation."""
-    return None if capacity is None else round(1 - tokens / (num_rows * capacity), 4)
+def _waste(row_lengths: list[int], capacity: int | None) -> float | None:
+    """Share of the rows' room that stays empty; rows are never padded, so it costs no computation."""
+    if capacity is None:
+        return None
+    return round(1 - sum(row_lengths) / sum(max(length, capacity) for length in row_lengths), 4)
