@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Else deepspeed, which transformers imports, prints that it found no GPU.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

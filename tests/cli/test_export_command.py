@@ -43,7 +43,7 @@ def test_a_run_is_found_by_its_name_and_json_stands_alone(misotune_export, tiny_
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
     assert (content["run"], content["path"]) == ("runs/first", "out/model")
-    assert content["proof"]["tolerance"] == 5e-2
+    assert content["proof"]["tolerance"] == 1e-4
 
 
 def test_a_run_that_did_not_finish_is_refused(misotune_export, tiny_model_dir, tmp_path):

@@ -30,7 +30,8 @@ def write_probe(run, model):
     ids = torch.randint(0, 256, (40,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = model.eval()(input_ids=ids[None]).logits[0, -16:].float()
-    save_file({"input_ids": ids, "logits": logits.contiguous()}, run.probe)
+    dtype = str(model.dtype).removeprefix("torch.")
+    save_file({"input_ids": ids, "logits": logits.contiguous()}, run.probe, metadata={"dtype": dtype})
 
 
 def start_run(path, model_dir, precision="fp32"):

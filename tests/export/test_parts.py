@@ -18,11 +18,11 @@ PROOF = Proof(1e-6, 1e-4, 16, 16, 1000, "float32", "cpu", "sdpa", 257, 16, True,
 
 
 @pytest.mark.parametrize(
-    ("dtype", "is_bf16_run", "tolerance"),
-    [("float32", False, 1e-4), ("float32", True, 5e-2), ("bfloat16", False, 5e-2), ("float16", False, 5e-2)],
+    ("dtypes", "tolerance"),
+    [(("float32", "float32"), 1e-4), (("float32", "bfloat16"), 5e-2), (("float16",), 5e-2)],
 )
-def test_the_tolerance_is_that_of_the_coarser_format(dtype, is_bf16_run, tolerance):
-    assert tolerance_of(dtype, is_bf16_run=is_bf16_run) == tolerance
+def test_the_tolerance_is_that_of_the_coarser_format(dtypes, tolerance):
+    assert tolerance_of(*dtypes) == tolerance
 
 
 def test_a_constant_on_all_logits_is_no_difference_and_a_scale_is():

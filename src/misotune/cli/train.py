@@ -125,7 +125,7 @@ def metrics_line(metrics: "StepMetrics") -> str:
     return (
         f"step {metrics.step}/{metrics.num_steps}  epoch {metrics.epoch:.2f}  loss {metrics.loss:.4f}  "
         f"lr {metrics.learning_rate:.2e}  grad {metrics.grad_norm:.3f}  "
-        f"{metrics.trained_tokens_per_s:,.0f} trained + input = {metrics.total_tokens_per_s:,.0f} tokens/s  "
+        f"{metrics.total_tokens_per_s:,.0f} tokens/s, {metrics.trained_tokens_per_s:,.0f} of them trained  "
         f"{metrics.peak_memory_gib:.2f} GiB  {metrics.elapsed_s:,.0f} s"
     )
 

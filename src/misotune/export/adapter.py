@@ -79,7 +79,7 @@ def merge_adapter(final: Path, revision: str | None, probe: Probe) -> tuple[Any,
         share=share,
         shift=relative_difference(adapted, plain),
         difference=relative_difference(_logits(merged, probe), adapted),
-        tolerance=tolerance_of(dtype, is_bf16_run=False),
+        tolerance=tolerance_of(dtype),
     )
     if not proof.difference <= proof.tolerance:
         raise RunError(

@@ -117,7 +117,7 @@ def _write_and_prove(
     copy_checkpoint(run.final, folder)
     tidy_configuration(folder, end_of_turn_id(template))
     say("proving it: a fresh process opens it with transformers alone")
-    return prove(folder, probe, template, is_bf16_run=recipe.train.precision == "bf16"), merge
+    return prove(folder, probe, template, is_merged=merge is not None), merge
 
 
 def _read_template(final: Path) -> ChatTemplate:

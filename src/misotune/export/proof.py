@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,11 +31,19 @@ _SCRIPT = Path(__file__).with_name("reopen.py")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Token ids (T,) of one plain sequence, and the trained model's logits (last positions, V) on them."""
+    """Token ids (T,) of one plain sequence, and the trained model's logits (last positions, V) on them.
+
+    Attributes:
+        path: The file.
+        input_ids: The tokens.
+        logits: The logits.
+        dtype: In which they were computed, with the weights as they are saved.
+    """
 
     path: Path
     input_ids: Tensor
     logits: Tensor
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +86,9 @@ def read_probe(path: Path) -> Probe:
         RunError: There is none, or it cannot be read.
     """
     try:
-        tensors = load_file(path)
-        return Probe(path, tensors["input_ids"].long(), tensors["logits"].float())
+        with safe_open(path, framework="pt") as file:
+            dtype = (file.metadata() or {})["dtype"]
+            return Probe(path, file.get_tensor("input_ids").long(), file.get_tensor("logits").float(), dtype)
     except (OSError, SafetensorError, KeyError) as error:
         raise RunError(
             f"{path}: no probe of the trained model's logits can be read ({error}), so the export could "
@@ -101,9 +110,9 @@ def relative_difference(logits: Tensor, reference: Tensor) -> float:
     return float((centred - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
-def tolerance_of(dtype: str, *, is_bf16_run: bool) -> float:
-    """Returns the tolerance for weights of a dtype, trained in bfloat16 or not."""
-    return max(TOLERANCES.get(dtype, TOLERANCES["bfloat16"]), TOLERANCES["bfloat16"] if is_bf16_run else 0.0)
+def tolerance_of(*dtypes: str) -> float:
+    """Returns the tolerance between models that computed in these dtypes: that of the coarsest."""
+    return max(TOLERANCES[dtype] for dtype in dtypes)
 
 
 def end_of_turn_id(template: ChatTemplate) -> int:
@@ -117,24 +126,24 @@ def end_of_turn_id(template: ChatTemplate) -> int:
     return ids[template.end_of_turn(ids)]
 
 
-def prove(folder: Path, probe: Probe, template: ChatTemplate, *, is_bf16_run: bool) -> Proof:
+def prove(folder: Path, probe: Probe, template: ChatTemplate, *, is_merged: bool) -> Proof:
     """Returns the proof that the checkpoint in `folder` is the trained model.
 
     Args:
         folder: The checkpoint.
         probe: The trained model's logits.
         template: The chat template that was trained with.
-        is_bf16_run: The probe was computed in bfloat16.
+        is_merged: The weights are not those of training but base and adapter merged, rounded to their format.
 
     Raises:
         RunError: It is not, or stock transformers cannot open it.
     """
     with tempfile.TemporaryDirectory(prefix="misotune-export-") as scratch:
-        found, logits = _reopen(folder, probe, Path(scratch))
+        found, logits = _reopen(folder, probe, "auto" if is_merged else probe.dtype, Path(scratch))
     end_id = end_of_turn_id(template)
     _check_contents(found)
     _check_chat(found, template, end_id)
-    tolerance = tolerance_of(found["dtype"], is_bf16_run=is_bf16_run)
+    tolerance = tolerance_of(found["computed_in"], probe.dtype)
     difference = _check_logits(logits, probe.logits, tolerance)
     return Proof(
         difference=difference,
@@ -152,12 +161,13 @@ def prove(folder: Path, probe: Probe, template: ChatTemplate, *, is_bf16_run: bo
     )
 
 
-def _reopen(folder: Path, probe: Probe, scratch: Path) -> tuple[dict[str, Any], Tensor]:
+def _reopen(folder: Path, probe: Probe, dtype: str, scratch: Path) -> tuple[dict[str, Any], Tensor]:
     request, answer, logits = (scratch / name for name in ("request.json", "answer.json", "logits.safetensors"))
     content = {
         "checkpoint": str(folder.resolve()),
         "probe": str(probe.path.resolve()),
         "num_logits": len(probe.logits),
+        "dtype": dtype,
         "messages": MESSAGES,
         "max_new_tokens": MAX_NEW_TOKENS,
         "answer": str(answer),

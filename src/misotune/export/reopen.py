@@ -1,7 +1,7 @@
 """Opens a checkpoint with stock transformers, in a process of its own where misotune cannot be imported.
 
 Run as a script: `python -P reopen.py REQUEST`, REQUEST a JSON file with `checkpoint`, `probe`, `num_logits`,
-`messages`, `max_new_tokens`, `answer` and `logits`. The findings go to the file `answer`, the logits on the
+`dtype`, `messages`, `max_new_tokens`, `answer` and `logits`. The findings go to the file `answer`, the logits on the
 probe's tokens to the file `logits`: files, because libraries may print.
 """
 
@@ -24,11 +24,11 @@ def reopen(request: dict[str, Any]) -> dict[str, Any]:
     """Returns what a stock transformers finds in the checkpoint; writes its logits."""
     import torch
     from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = request["checkpoint"]
-    opened: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", output_loading_info=True)
+    opened: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=request["dtype"], output_loading_info=True)
     model, loading = opened
     model.to(device).eval()
     ids = load_file(request["probe"])["input_ids"].long()[None].to(device)
@@ -42,7 +42,8 @@ def reopen(request: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "problems": {key: sorted(map(str, found)) for key, found in loading.items() if found},
         "not_finite": [name for name, weight in model.named_parameters() if not weight.isfinite().all()],
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(AutoConfig.from_pretrained(checkpoint).dtype).removeprefix("torch."),
+        "computed_in": str(model.dtype).removeprefix("torch."),
         "device": device,
         "attention": model.config._attn_implementation,
         "num_parameters": sum(weight.numel() for weight in model.parameters()),

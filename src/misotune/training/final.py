@@ -25,35 +25,44 @@ def save_final(trainer: MisoTrainer, run: RunFolder, sample: EncodedSample, *, i
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if is_bf16 and not hasattr(model, "peft_config") and not trainer.is_deepspeed_enabled:
         model.to(torch.bfloat16)
-    probe = _probe(trainer, sample)
     written = run.path / ".final.partial"
     if is_main_process() and written.exists():
         shutil.rmtree(written)
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(written))
+    probe, dtype = _probe(trainer, sample)
     trainer.accelerator.wait_for_everyone()
     if is_main_process():
         (written / "training_args.bin").unlink(missing_ok=True)
-        save_file(probe, run.probe)
+        save_file(probe, run.probe, metadata={"dtype": dtype})
         if run.final.exists():
             shutil.rmtree(run.final)
         written.rename(run.final)
     trainer.accelerator.wait_for_everyone()
 
 
-def _probe(trainer: MisoTrainer, sample: EncodedSample) -> dict[str, torch.Tensor]:
-    """Returns token ids of one plain causal sequence and the trained model's last logits on them."""
+def _probe(trainer: MisoTrainer, sample: EncodedSample) -> tuple[dict[str, torch.Tensor], str]:
+    """Returns token ids of one plain causal sequence with the trained model's last logits, and their format.
+
+    The weights as they were saved, computed in float32: in bfloat16 the difference between a lightly trained
+    model and its base drowns in rounding. Only DeepSpeed's engine, which may hold the weights in pieces,
+    computes in its own format.
+    """
+    if trainer.is_deepspeed_enabled:
+        model: Any = trainer.model_wrapped
+        dtype = "bfloat16" if trainer.args.bf16 else "float32"
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float()
+        dtype = "float32"
     row = build_row([replace(sample, inputs=sample.inputs[:1])])
     ids = row.input_ids[:, :PROBE_TOKENS].to(trainer.args.device)
-    arguments: dict[str, Any] = {
-        "input_ids": ids,
-        "position_ids": torch.arange(ids.shape[1], device=ids.device)[None],
-        "miso": MisoArguments(RowLayout.from_lengths([([ids.shape[1] - 1], 1)])),
-        "logits_to_keep": PROBE_LOGITS,
-        "use_cache": False,
-    }
-    model: Any = trainer.model_wrapped
     model.eval()
-    with torch.no_grad(), trainer.compute_loss_context_manager():
-        logits = model(**arguments).logits[0].float()
-    return {"input_ids": ids[0].cpu(), "logits": logits.cpu()}
+    with torch.no_grad():
+        logits = model(
+            input_ids=ids,
+            position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
+            miso=MisoArguments(RowLayout.from_lengths([([ids.shape[1] - 1], 1)])),
+            logits_to_keep=PROBE_LOGITS,
+            use_cache=False,
+        ).logits[0]
+    return {"input_ids": ids[0].cpu(), "logits": logits.float().cpu()}, dtype
