@@ -9,9 +9,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # pyright: the release that constraints.txt pins brings its own code, and nothing newer is looked for.
 export PYRIGHT_PYTHON_USE_BUNDLED_PYRIGHT := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# mkdocs-material: the notice on its successor.
+export NO_MKDOCS_2_WARNING := 1
 
-# Workers share the cores; more threads in each would only wait for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Workers share the cores; more threads in each would only wait for one another. Off line, the hub's client fails at once.
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 PYTEST_WORKERS ?= 2
 step = @printf '\n== %s\n' '$(1)'
 

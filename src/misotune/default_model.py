@@ -1,6 +1,8 @@
 """The embedded default: a small chat model that can be had without a model hub."""
 
+import contextlib
 import importlib.util
+import io
 import shutil
 import subprocess
 import sys
@@ -113,8 +115,12 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options = {"gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **options, **_dequantize_option())
+    # The conversion draws a bar of its own on stderr that no setting of transformers switches off.
+    with contextlib.redirect_stderr(io.StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.bfloat16, **options, **_dequantize_option()
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     shutil.rmtree(next(parent for parent in gguf.parents if parent.name.startswith(".gguf-")))

@@ -207,7 +207,11 @@ def test_dropped_and_cut_rows_are_counted(make_recipe):
     assert all(sample.longest_pair <= 110 for sample in cut.corpus.samples)
 
 
-def test_unknown_model_is_named_with_the_cure(make_recipe, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UsageError, match=r"nobody/nothing is no folder here.*pass model.name=PATH"):
+def test_unknown_model_is_named_with_the_cure(make_recipe):
+    with pytest.raises(UsageError, match=r"model nobody/nothing: no such folder here.*\(a recipe: model.name=PATH\)"):
         train(make_recipe(model={"name": "nobody/nothing"}), "name: test\n")
+
+
+def test_missing_dataset_is_named_before_the_model_is_asked_for(make_recipe):
+    with pytest.raises(UsageError, match=r"data.path: nowhere is not there; make it with misotune prepare"):
+        train(make_recipe(data={"path": "nowhere"}, model={"name": "nobody/nothing"}), "name: test\n")

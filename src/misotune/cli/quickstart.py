@@ -144,6 +144,9 @@ def _show(results: _Results, console: Console) -> None:
         )
     console.print()
     console.print(table)
+    share = results.after.figures.prompt_level_strict_acc
+    error = 100 * (share * (1 - share) / results.after.num_prompts) ** 0.5
+    console.print(f"standard error of a prompt-level figure: {error:.1f} points; smaller differences say nothing\n")
     recipe = results.resolved.recipe
     for label, path in (
         ("model before", recipe.model.name),

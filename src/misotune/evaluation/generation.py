@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
 from misotune.errors import LayoutError, RunError, UsageError
+from misotune.hub import require_model
 from misotune.layout.template import ChatTemplate
 
 DTYPES = ("auto", "bfloat16", "float32")
@@ -99,6 +100,7 @@ def load_chat_model(path: str, *, dtype: str = "auto") -> ChatModel:
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    require_model(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with _no_progress_bars():

@@ -1,7 +1,6 @@
 """Loading the model and tokenizer to be trained, and adapters."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from misotune.attention import ATTENTION_NAME, check_model, register
 from misotune.errors import UsageError
+from misotune.hub import require_model
 from misotune.layout import ChatTemplate
 from misotune.layout.template import read_template
 
@@ -102,13 +102,9 @@ def end_turns(model: Any, end_of_turn_id: int) -> None:
 
 
 def _load(loader: Any, source: ModelSource, **options: Any) -> Any:
+    require_model(source.name, source.revision)
     try:
         return loader.from_pretrained(source.name, revision=source.revision or "main", **options)
     except (OSError, ValueError) as error:
-        if Path(source.name).exists():
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"model.name: {source.name} cannot be loaded: {reason}") from error
-        raise UsageError(
-            f"model.name: {source.name} is no folder here, and the hub gave no such model (offline, no access, or "
-            "a wrong name); pass model.name=PATH for a local copy"
-        ) from error
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UsageError(f"model.name: {source.name} cannot be loaded: {reason}") from error

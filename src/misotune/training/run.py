@@ -70,6 +70,10 @@ def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> Prepar
         UsageError: The model or dataset cannot be found.
         RunError: The dataset cannot be trained on, or the model not exactly.
     """
+    if not Path(recipe.data.path).exists():
+        raise UsageError(
+            f"data.path: {recipe.data.path} is not there; make it with misotune prepare, or set data.path=PATH"
+        )
     source = _model_source(recipe)
     load_config(source, recipe.data.max_length)
     template = load_template(source)
