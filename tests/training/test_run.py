@@ -37,8 +37,9 @@ def test_loss_falls_and_the_run_folder_is_whole(make_recipe):
     assert json.loads(run.plan.read_text())["data"] == {"rows": 12, "samples": 12, "cut": 0, "dropped": {}}
 
 
-def test_final_model_has_the_recorded_logits_in_stock_transformers(make_recipe):
-    run = train(make_recipe(), "name: test\n")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_final_model_has_the_recorded_logits_in_stock_transformers(make_recipe, precision):
+    run = train(make_recipe(train={"precision": precision}), "name: test\n")
     probe = load_file(run.probe)
     model = AutoModelForCausalLM.from_pretrained(run.final, dtype=torch.float32)
     with torch.no_grad():
@@ -48,7 +49,8 @@ def test_final_model_has_the_recorded_logits_in_stock_transformers(make_recipe):
 
 def test_generation_stops_where_training_ended_turns(make_recipe, tokenizer):
     run = train(make_recipe(), "name: test\n")
-    assert json.loads((run.final / "generation_config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
+    ends = json.loads((run.final / "generation_config.json").read_text())["eos_token_id"]
+    assert ends in (tokenizer.eos_token_id, [tokenizer.eos_token_id])  # older transformers writes a list
 
 
 def test_para_with_the_full_input_alone_is_sft_step_by_step(make_recipe):

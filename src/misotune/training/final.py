@@ -24,7 +24,7 @@ def save_final(trainer: MisoTrainer, run: RunFolder, sample: EncodedSample, *, i
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if is_bf16 and not hasattr(model, "peft_config") and not trainer.is_deepspeed_enabled:
-        model.to(torch.bfloat16)
+        _store_weights(model, torch.bfloat16)
     written = run.path / ".final.partial"
     if is_main_process() and written.exists():
         shutil.rmtree(written)
@@ -52,7 +52,8 @@ def _probe(trainer: MisoTrainer, sample: EncodedSample) -> tuple[dict[str, torch
         model: Any = trainer.model_wrapped
         dtype = "bfloat16" if trainer.args.bf16 else "float32"
     else:
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float()
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        _store_weights(model, torch.float32)
         dtype = "float32"
     row = build_row([replace(sample, inputs=sample.inputs[:1])])
     ids = row.input_ids[:, :PROBE_TOKENS].to(trainer.args.device)
@@ -66,3 +67,9 @@ def _probe(trainer: MisoTrainer, sample: EncodedSample) -> tuple[dict[str, torch
             use_cache=False,
         ).logits[0]
     return {"input_ids": ids[0].cpu(), "logits": logits.float().cpu()}, dtype
+
+
+def _store_weights(model: Any, dtype: torch.dtype) -> None:
+    """Changes the weights' format in place; not that of buffers, whose rotary frequencies would lose digits."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
