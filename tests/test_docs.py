@@ -35,7 +35,7 @@ def commands():
 
 
 # In docs/, a fence of `python` is a whole program; `py` marks a part of one.
-@pytest.mark.parametrize("code", list(blocks("python", DOCS)))
+@pytest.mark.parametrize("code", list(blocks("python", PAGES)))
 def test_examples_run(code):
     exec(compile(code, "example", "exec"), {"__name__": "example"})
 

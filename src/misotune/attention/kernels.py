@@ -6,7 +6,7 @@
 A kernel for another device is one more class here with these two methods.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from misotune.attention.merge import BackwardValues, BlockResult
 KERNELS = ("auto", "flash", "reference")
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """Attention over one block of keys. Shapes: q, out (H, T, D); k, v (K, S, D); lse (H, T)."""
 

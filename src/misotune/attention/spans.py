@@ -1,6 +1,6 @@
 """Where the inputs and outputs of a packed row lie: all that attention needs to know of a layout."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Span(NamedTuple):
@@ -31,6 +31,7 @@ class SampleSpans(NamedTuple):
         return Span(self.inputs[0].start, self.output.stop)
 
 
+@runtime_checkable
 class PackedLayout(Protocol):
     """Anything that says where the samples of a row lie; `misotune.layout.RowLayout` does."""
 
