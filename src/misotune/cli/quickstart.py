@@ -94,7 +94,7 @@ def _evaluate(model: str, out: Path | None, console: Console) -> "Scores":
     task = load_task("starter")
     with generation_progress(task.name, len(task.prompts), console) as on_progress:
         scores = evaluate_model(
-            model, task, out=out, max_new_tokens=_MAX_NEW_TOKENS, batch_size=34, on_progress=on_progress
+            model, task, out=out, max_new_tokens=_MAX_NEW_TOKENS, batch_size=68, on_progress=on_progress
         )
     console.print(f"strict accuracy per instruction: {100 * scores.figures.inst_level_strict_acc:.1f} %")
     return scores

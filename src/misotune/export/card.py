@@ -185,7 +185,7 @@ def _data_account(recipe: Recipe, plan: Mapping[str, Any]) -> list[tuple[str, st
         rows += [("SHA-256 of the rows", f"`{manifest['data_sha256']}`")]
     if "data" in plan:
         data = plan["data"]
-        rows += [("samples trained on", f"{data['samples']:,}"), ("samples cut", f"{data['cut']:,}")]
+        rows += [("samples", f"{data['samples']:,}"), ("samples cut", f"{data['cut']:,}")]
         rows += [(f"dropped by training: {why}", f"{what['samples']:,}") for why, what in data["dropped"].items()]
     return rows
 
