@@ -110,11 +110,16 @@ def training_watcher(console: Console, *, as_json: bool = False) -> Iterator["Wa
         def on_metrics(metrics: "StepMetrics") -> None:
             speed, memory = metrics.total_tokens_per_s, metrics.peak_memory_gib
             note = f"loss {metrics.loss:.3f}  {speed:,.0f} tokens/s  {memory:.1f} GiB"
-            progress.update(steps, visible=True, total=metrics.num_steps, completed=metrics.step, note=note)
+            progress.update(steps, completed=metrics.step, note=note)
+
+        def on_plan_drawn(plan: dict[str, Any]) -> None:
+            on_plan(plan)
+            # Drawn before the first step ends, which may take minutes.
+            progress.update(steps, visible=True, total=plan["steps"], note="the first step")
 
         yield Watcher(
             on_encode=lambda done, total: progress.update(encoding, total=total, completed=done),
-            on_plan=on_plan,
+            on_plan=on_plan_drawn,
             on_metrics=on_metrics,
             on_message=console.print,
         )
