@@ -53,6 +53,16 @@ def test_each_verb_finds_what_the_one_before_wrote(in_folder, tiny_model_dir, ca
 
 
 @pytest.mark.slow
+def test_trained_adapter_is_exported_merged(in_folder, tiny_model_dir):
+    Path("small.yaml").write_text(RECIPE.format(model=tiny_model_dir))
+    assert misotune("prepare", "starter", "--limit", "8") == 0
+    assert misotune("train", "small.yaml", "lora={rank: 4}", "train.learning_rate=1e-2") == 0
+    assert misotune("export") == 0
+    assert "LoRA merged" in Path("exports/small/README.md").read_text()
+    assert not Path("exports/small/adapter_config.json").exists()
+
+
+@pytest.mark.slow
 def test_quickstart_ends_with_the_table(in_folder, tiny_model_dir, capsys):
     overrides = ["train.epochs=null", "train.max_steps=2", "data.max_length=4096"]
     assert misotune("quickstart", f"model.name={tiny_model_dir}", *overrides) == 0

@@ -57,7 +57,7 @@ def load_config(source: ModelSource, max_length: int) -> Any:
     return config
 
 
-def load_model(source: ModelSource, dtype: torch.dtype) -> Any:
+def load_model(source: ModelSource, dtype: torch.dtype | str) -> Any:
     """Returns the model with MISO attention, ready to train.
 
     Raises:

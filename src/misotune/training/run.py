@@ -194,10 +194,7 @@ def _open_run_folder(run: RunFolder, *, resume: bool, overwrite: bool, watcher: 
 
 
 def _model(recipe: Recipe, *, is_bf16: bool) -> Any:
-    # Without DeepSpeed, which keeps float32 master weights itself, weights that are trained stay in float32
-    # under autocast: at a learning rate of 1e-5, updates of bfloat16 weights would round to nothing.
-    is_low = is_bf16 and (recipe.deepspeed is not None or recipe.lora is not None)
-    model = load_model(_model_source(recipe), torch.bfloat16 if is_low else torch.float32)
+    model = load_model(_model_source(recipe), _weights_format(recipe, is_bf16=is_bf16))
     if recipe.train.gradient_checkpointing:
         checkpoint_activations(model)
     if recipe.lora is None:
@@ -213,6 +210,17 @@ def _model(recipe: Recipe, *, is_bf16: bool) -> Any:
             use_rslora=recipe.lora.use_rslora,
         ),
     )
+
+
+def _weights_format(recipe: Recipe, *, is_bf16: bool) -> torch.dtype | str:
+    """Returns the format that weights are loaded in; `auto` is that of the checkpoint."""
+    if recipe.deepspeed is not None:
+        return torch.bfloat16 if is_bf16 else torch.float32  # DeepSpeed keeps float32 master weights itself
+    if recipe.lora is not None and is_bf16:
+        return "auto"  # frozen, and the export merges the adapter into just these
+    # Trained weights stay in float32 under autocast: at a learning rate of 1e-5, updates of bfloat16 weights
+    # would round to nothing.
+    return torch.float32
 
 
 def _arguments(recipe: Recipe, run: RunFolder, micro_batches: MicroBatches) -> TrainingArguments:
