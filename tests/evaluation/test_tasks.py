@@ -76,8 +76,6 @@ def test_starter_is_read_out_of_the_package(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("no_punkt")
 def test_the_shipped_starter_split_is_verifiable_without_punkt_data():
-    if not (importlib.resources.files("misotune.data") / "starter" / "eval.jsonl").is_file():
-        pytest.skip("the starter set is not in this tree yet")
     task = load_task("starter", offline=True)
     assert len(task.prompts) >= 60
     assert task.notes == ()

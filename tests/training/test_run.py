@@ -144,6 +144,21 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(make_recipe):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_resuming_with_another_schedule_is_refused(make_recipe):
+    settings = {"max_steps": 4, "save_every_steps": 2}
+    run = train(make_recipe(train=settings), "name: test\n")
+    (run.final / "config.json").unlink()  # as if the run had died before its end
+    with pytest.raises(UsageError, match="cannot go on: its plan had steps 4, now it is 5; resume with the run's own"):
+        train(make_recipe(train=settings | {"max_steps": 5}), "name: test\n", resume=True)
+
+
+def test_failed_start_leaves_the_earlier_run_alone(make_recipe):
+    run = train(make_recipe(), "name: test\n")
+    with pytest.raises(UsageError, match=r"data.path: nowhere is not there"):
+        train(make_recipe(data={"path": "nowhere"}), "name: test\n", overwrite=True)
+    assert run.is_finished()
+
+
 def test_broken_checkpoint_is_skipped_and_named(make_recipe):
     recipe = make_recipe(train={"max_steps": 6, "save_every_steps": 2, "keep_checkpoints": 3})
     run = train(recipe, "name: test\n")
@@ -172,6 +187,16 @@ def test_run_folder_in_the_way_is_refused_with_the_cure(make_recipe):
     with pytest.raises(UsageError, match="is finished; there is nothing to resume"):
         train(recipe, "name: test\n", resume=True)
     assert train(recipe, "name: test\n", overwrite=True).is_finished()
+
+
+def test_overwrite_deletes_nothing_but_runs(make_recipe):
+    recipe = make_recipe()
+    other = Path(recipe.output.runs_dir, recipe.name, "thesis.txt")
+    other.parent.mkdir(parents=True)
+    other.write_text("years of work")
+    with pytest.raises(UsageError, match="holds something that is no run; choose another name"):
+        train(recipe, "name: test\n", overwrite=True)
+    assert other.is_file()
 
 
 def test_resuming_nothing_is_refused(make_recipe):

@@ -8,7 +8,6 @@ NAME/
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 
 from misotune.data.account import BadRow
 from misotune.data.card import dataset_card
-from misotune.data.files import BrokenRow, read_rows, sha256_of
+from misotune.data.files import BrokenRow, read_rows
 from misotune.errors import DataError, UsageError
 from misotune.samples import Sample
+from misotune.storage import replace_folder, sha256_of
 
 FORMAT = 1
 DATA_FILE = "data.parquet"
@@ -115,7 +115,7 @@ class DatasetWriter:
         text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         (self._partial / MANIFEST_FILE).write_text(text, encoding="utf-8")
         (self._partial / "README.md").write_text(dataset_card(self.out.name, whole), encoding="utf-8")
-        _replace_folder(self._partial, self.out)
+        replace_folder(self._partial, self.out)
 
     def _flush(self) -> None:
         import pyarrow as pa
@@ -130,19 +130,6 @@ def _check_replaceable(out: Path) -> None:
         raise UsageError(f"{out}: is a file; choose a folder with --out")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
         raise UsageError(f"{out}: holds something that is not a misotune dataset; choose another --out")
-
-
-def _replace_folder(new: Path, out: Path) -> None:
-    """Renames `new` to `out`, after its files have reached the disk."""
-    for path in new.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.is_dir():
-        out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ A line that cannot be read is yielded as a `BrokenRow`, so that one bad line doe
 """
 
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
@@ -46,15 +45,6 @@ def stem_of(path: Path) -> str:
     """
     name = path.name.removesuffix(".gz")
     return next((name.removesuffix(s) for s in SUFFIXES if name.endswith(s)), Path(name).stem)
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_rows(path: Path) -> Iterator[Row | BrokenRow]:

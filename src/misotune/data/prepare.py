@@ -9,13 +9,14 @@ from typing import Any
 
 from misotune.data.account import Account, BadRow
 from misotune.data.dataset import DatasetWriter
-from misotune.data.files import BrokenRow, Row, read_rows, sha256_of
+from misotune.data.files import BrokenRow, Row, read_rows
 from misotune.data.hub import read_hub_rows
 from misotune.data.records import BadRowError, Record, SkippedRowError, brief, to_samples
 from misotune.data.sources.fields import Join, RowContext, template_chooser
 from misotune.data.sources.registry import SOURCES, Source
 from misotune.errors import DataError
 from misotune.samples import Mode
+from misotune.storage import sha256_of
 
 NUM_BAD_SHOWN = 5
 # Counts, places and quoted values at the end of a reason.

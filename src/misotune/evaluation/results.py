@@ -7,6 +7,7 @@ from pathlib import Path
 
 from misotune.errors import RunError, UsageError
 from misotune.evaluation.scoring import ScoredSample, Scores
+from misotune.storage import replace_folder
 
 SCORES_FILE = "scores.json"
 SAMPLES_FILE = "samples.jsonl"
@@ -35,18 +36,13 @@ def write_result(folder: Path, scores: Scores, samples: Sequence[ScoredSample]) 
     """
     check_result_folder(folder)
     partial = folder.with_name(f".{folder.name}.partial")
-    old = folder.with_name(f".{folder.name}.old")
     try:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with (partial / SAMPLES_FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(sample.to_row(), ensure_ascii=False) + "\n" for sample in samples)
         text = json.dumps(scores.to_json(), indent=2, ensure_ascii=False)
         (partial / SCORES_FILE).write_text(text + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(partial, folder)
     except OSError as error:
         raise RunError(f"{folder}: the result cannot be written: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ from misotune.layout import ChatTemplate
 from misotune.recipe.loading import load_recipe
 from misotune.recipe.schema import Recipe
 from misotune.runs import RunFolder
+from misotune.storage import replace_folder
 
 EXPORTS_ROOT = Path("exports")
 
@@ -78,7 +79,7 @@ def export_run(
         card = model_card(out.resolve().name, run, recipe, proof, merge)
         (partial / "README.md").write_text(card, encoding="utf-8")
         size_bytes = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-        _put_in_place(partial, out)
+        replace_folder(partial, out)
     except OSError as error:
         raise RunError(f"{out}: the export cannot be written: {error.strerror or error}") from error
     finally:
@@ -127,15 +128,6 @@ def _read_template(final: Path) -> ChatTemplate:
         return ChatTemplate(AutoTokenizer.from_pretrained(final))
     except (OSError, ValueError) as error:
         raise RunError(f"{final}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_export(folder: Path) -> bool:

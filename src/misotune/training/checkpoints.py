@@ -1,10 +1,10 @@
 """Checkpoints `step-N`: written beside, named last, with a manifest by which a broken one is known."""
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
+
+from misotune.storage import replace_folder, sha256_of
 
 MANIFEST = "manifest.json"
 
@@ -15,14 +15,9 @@ def finish_checkpoint(written: Path, folder: Path) -> None:
     entries = {
         str(path.relative_to(written)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
     }
-    manifest = written / MANIFEST
-    with manifest.open("w", encoding="utf-8") as file:
-        json.dump({"format": 1, "files": entries}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    if folder.exists():
-        shutil.rmtree(folder)
-    written.rename(folder)
+    manifest = {"format": 1, "files": entries}
+    (written / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    replace_folder(written, folder)
 
 
 def checkpoint_problem(folder: Path) -> str | None:
@@ -63,9 +58,3 @@ def prune_checkpoints(checkpoints: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints."""
     for folder in list_checkpoints(checkpoints)[:-keep]:
         shutil.rmtree(folder)
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

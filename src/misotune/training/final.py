@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from misotune.attention import MisoArguments
 from misotune.layout import EncodedSample, RowLayout, build_row
 from misotune.runs import RunFolder
+from misotune.storage import replace_folder
 from misotune.training.launch import is_main_process
 from misotune.training.trainer import MisoTrainer
 
@@ -35,9 +36,7 @@ def save_final(trainer: MisoTrainer, run: RunFolder, sample: EncodedSample, *, i
     if is_main_process():
         (written / "training_args.bin").unlink(missing_ok=True)
         save_file(probe, run.probe, metadata={"dtype": dtype})
-        if run.final.exists():
-            shutil.rmtree(run.final)
-        written.rename(run.final)
+        replace_folder(written, run.final)
     trainer.accelerator.wait_for_everyone()
 
 

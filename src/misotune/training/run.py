@@ -134,6 +134,10 @@ def train(
     checkpoint = _open_run_folder(run, resume=resume, overwrite=overwrite, watcher=watcher)
     prepared = prepare_run(recipe, num_devices=launch.world_size(), watcher=watcher)
     if launch.is_main_process():
+        if resume:
+            _check_same_plan(run, prepared.plan)
+        elif run.path.exists():
+            shutil.rmtree(run.path)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         run.recipe.write_text(recipe_text, encoding="utf-8")
         run.plan.write_text(json.dumps(prepared.plan, indent=2) + "\n", encoding="utf-8")
@@ -166,7 +170,7 @@ def train(
 
 
 def _open_run_folder(run: RunFolder, *, resume: bool, overwrite: bool, watcher: Watcher) -> Path | None:
-    """Returns the checkpoint to go on from; deletes or refuses what lies in the way."""
+    """Returns the checkpoint to go on from; refuses what lies in the way. Nothing is deleted yet."""
     if not resume:
         # Other ranks may look after the first has begun to write.
         if not launch.is_main_process():
@@ -176,8 +180,8 @@ def _open_run_folder(run: RunFolder, *, resume: bool, overwrite: bool, watcher: 
                 f"{run.path} is there already; --resume goes on with it, --overwrite deletes it, "
                 "name=OTHER trains another"
             )
-        if run.path.exists() and overwrite:
-            shutil.rmtree(run.path)
+        if run.path.exists() and not run.recipe.exists() and any(run.path.iterdir()):
+            raise UsageError(f"{run.path} holds something that is no run; choose another name or output.runs_dir")
         return None
     if run.is_finished():
         raise UsageError(f"{run.path} is finished; there is nothing to resume")
@@ -191,6 +195,22 @@ def _open_run_folder(run: RunFolder, *, resume: bool, overwrite: bool, watcher: 
             watcher.on_message(line)
         watcher.on_message(f"resuming from {checkpoint}")
     return checkpoint
+
+
+def _check_same_plan(run: RunFolder, plan: dict[str, Any]) -> None:
+    """Refuses to go on with other data or another schedule than the run's: its steps would be others.
+
+    Raises:
+        UsageError: The plans differ, with the first difference.
+    """
+    before = run.read_plan()
+    # The number of devices, and so of accumulated micro-batches, may change: it does not change a step.
+    for key in ("model", "dataset", "data", "mode", "weighting", "positions", "steps", "samples_per_step", "tokens"):
+        if before[key] != plan[key]:
+            raise UsageError(
+                f"{run.path} cannot go on: its plan had {key} {before[key]!r}, now it is {plan[key]!r}; "
+                "resume with the run's own recipe and data, or start anew with name=OTHER"
+            )
 
 
 def _model(recipe: Recipe, *, is_bf16: bool) -> Any:
