@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from misotune.runs import RunFolder
 
 RECIPE = "quickstart"
-_MAX_NEW_TOKENS = 256
+_MAX_NEW_TOKENS = 224
 
 
 @dataclass(frozen=True, slots=True)

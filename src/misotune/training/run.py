@@ -33,7 +33,7 @@ from misotune.training.model import (
 from misotune.training.plan import make_plan
 from misotune.training.schedule import make_schedule
 from misotune.training.trainer import MisoTrainer, trainer_arguments
-from misotune.training.watch import CheckpointKeeper, MetricsWriter, StepMetrics
+from misotune.training.watch import CheckpointKeeper, MemoryReturner, MetricsWriter, StepMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,7 @@ def train(
         [
             MetricsWriter(run.metrics, prepared.micro_batches, watcher.on_metrics),
             CheckpointKeeper(run.checkpoints, recipe.train.keep_checkpoints),
+            MemoryReturner(),
         ],
         processing_class=prepared.template.tokenizer,
     )
