@@ -1,12 +1,15 @@
 """The fast path against the definition: values and every gradient, over layouts, heads and weightings."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from misotune.attention import WEIGHTINGS, fused, miso_attention, reference_attention
-from misotune.attention.merge import BackwardValues, BlockResult, Merged, merge_uniform
+from misotune.attention.kernels import eager
+from misotune.attention.merge import merge
 from misotune.layout import RowLayout
 
 LAYOUTS = {
@@ -15,18 +18,22 @@ LAYOUTS = {
     "single-tokens": [([1, 1], 1), ([1], 1), ([1, 1, 1], 2)],
     "long-output": [([3, 2], 70)],
     "many-inputs": [([5] * 16, 8)],
+    "equal-where-a-window-of-six-sees": [([7, 10, 11], 11), ([6, 12, 11], 7)],
+    "equal-samples": [([4, 4], 3), ([6], 3), ([4, 4], 3), ([2, 9, 2], 3)],
 }
+# What each kind of model asks of attention: all of it, a sliding window, capped scores.
+FEATURES = {"plain": {}, "window": {"window": 6}, "wide-window": {"window": 16}, "softcap": {"softcap": 2.0}}
 HEADS = {"mha": (4, 4), "gqa": (6, 2), "mqa": (4, 1)}
 
 lengths = st.integers(1, 12)
 rows = st.lists(st.tuples(st.lists(lengths, min_size=1, max_size=6), lengths), min_size=1, max_size=4)
 
 
-def make_qkv(num_tokens, heads, dtype=torch.float64, seed=0):
+def make_qkv(num_tokens, heads, dtype=torch.float64, seed=0, head_size=8):
     generator = torch.Generator().manual_seed(seed)
     num_heads, num_kv_heads = heads
     return tuple(
-        torch.randn(num_tokens, n, 8, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        torch.randn(num_tokens, n, head_size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
         for n in (num_heads, num_kv_heads, num_kv_heads)
     )
 
@@ -37,9 +44,20 @@ def values_and_gradients(attention, layout, qkv, **options):
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), qkv)]
 
 
-def assert_agree(layout, qkv, tolerance, **options):
+def with_weights(layout):
+    """Gives every sample weights of its own: input i counts i times as much as the first."""
+    samples = []
+    for sample in layout.samples:
+        total = sum(range(1, len(sample.inputs) + 1))
+        samples.append(sample._replace(weights=tuple((i + 1) / total for i in range(len(sample.inputs)))))
+    return replace(layout, samples=tuple(samples))
+
+
+def assert_agree(layout, qkv, tolerance, kernel="flash", **options):
+    if options.get("weighting") == "fixed":
+        layout = with_weights(layout)
     expected = values_and_gradients(reference_attention, layout, qkv, **options)
-    got = values_and_gradients(miso_attention, layout, qkv, kernel="flash", **options)
+    got = values_and_gradients(miso_attention, layout, qkv, kernel=kernel, **options)
     for name, a, b in zip(("out", "dq", "dk", "dv"), got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -52,11 +70,30 @@ def test_fast_path_equals_the_equations_in_float64(lengths, weighting, heads):
     assert_agree(layout, make_qkv(layout.num_tokens, heads), 1e-10, weighting=weighting)
 
 
-@settings(max_examples=60, deadline=None)
-@given(lengths=rows, weighting=st.sampled_from(sorted(WEIGHTINGS)), heads=st.sampled_from(list(HEADS.values())))
-def test_fast_path_equals_the_equations_on_any_layout(lengths, weighting, heads):
+@pytest.mark.parametrize(
+    ("kernel", "feature"),
+    [("eager", name) for name in FEATURES] + [("flash", "window"), ("flash", "wide-window")],
+)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("lengths", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_kernel_equals_the_equations_with_what_models_add(lengths, weighting, kernel, feature):
     layout = RowLayout.from_lengths(lengths)
-    assert_agree(layout, make_qkv(layout.num_tokens, heads), 1e-10, weighting=weighting, scale=0.7)
+    qkv = make_qkv(layout.num_tokens, (6, 2))
+    assert_agree(layout, qkv, 1e-10, kernel=kernel, weighting=weighting, **FEATURES[feature])
+
+
+@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(
+    lengths=rows,
+    weighting=st.sampled_from(sorted(WEIGHTINGS)),
+    heads=st.sampled_from(list(HEADS.values())),
+    window=st.none() | st.integers(1, 30),
+    kernel=st.sampled_from(["flash", "eager"]),
+)
+def test_fast_path_equals_the_equations_on_any_layout(lengths, weighting, heads, window, kernel):
+    layout = RowLayout.from_lengths(lengths)
+    qkv = make_qkv(layout.num_tokens, heads)
+    assert_agree(layout, qkv, 1e-10, kernel=kernel, weighting=weighting, scale=0.7, window=window)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -67,21 +104,22 @@ def test_float32_stays_within_its_rounding(weighting):
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_bfloat16_errs_no_more_than_one_causal_call(weighting):
-    layout = RowLayout.from_lengths([([64, 96, 33], 80)])
-    exact = make_qkv(layout.num_tokens, (6, 2))
-    exact = tuple(x.detach().bfloat16().double().requires_grad_() for x in exact)
-    rounded = tuple(x.detach().bfloat16().requires_grad_() for x in exact)
+    """One causal call over the same tokens is what any bfloat16 training rounds to."""
+    layout = with_weights(RowLayout.from_lengths([([180, 60, 60, 70, 65, 45], 300)]))
+    rounded = [x.detach().bfloat16() for x in make_qkv(layout.num_tokens, (9, 3), head_size=64)]
+    grad = torch.randn(layout.num_tokens, 9, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
 
-    def error(attention, layout, **options):
-        wants = values_and_gradients(reference_attention, layout, exact, **options)
-        gots = values_and_gradients(attention, layout, rounded, **options)
-        return [((got - want).norm() / want.norm()).item() for got, want in zip(gots, wants, strict=True)]
+    def error(layout, **options):
+        results = []
+        for dtype in (torch.bfloat16, torch.float64):
+            qkv = [x.to(dtype).requires_grad_() for x in rounded]
+            out = miso_attention(*qkv, layout, **options)
+            results.append([out.detach(), *torch.autograd.grad(out, qkv, grad.to(dtype))])
+        return [((got - want).norm() / want.norm()).item() for got, want in zip(*results, strict=True)]
 
-    # One causal call over the same tokens is what any bfloat16 training rounds to; twice its error is room
-    # for the second rounding that fusing several results has.
-    causal = error(miso_attention, RowLayout.from_lengths([([layout.num_tokens - 1], 1)]))
-    miso = error(miso_attention, layout, weighting=weighting)
-    assert all(m <= 2 * c for m, c in zip(miso, causal, strict=True)), (miso, causal)
+    causal = error(RowLayout.from_lengths([([layout.num_tokens - 1], 1)]))
+    miso = error(layout, weighting=weighting)
+    assert all(m <= c for m, c in zip(miso, causal, strict=True)), (miso, causal)
 
 
 def test_one_input_is_plain_causal_attention():
@@ -123,25 +161,21 @@ def test_packed_equals_alone(weighting):
 
 
 def test_dropping_the_lse_gradient_would_be_caught(monkeypatch):
-    """What autograd through a flash kernel's (out, lse) gives: the merge's shares taken for constants."""
+    """What autograd through a flash kernel's (out, lse) gives: the merge's shares taken for constants.
 
-    def merge_without_lse_gradient(inputs: list[BlockResult], output: BlockResult) -> Merged:
-        merged = merge_uniform(inputs, output)
-        n = len(inputs)
-        shares = [torch.exp(block.lse - values.lse) for block, values in zip(inputs, merged.inputs, strict=True)]
-        own = sum(torch.exp(output.lse - values.lse) for values in merged.inputs) / n
-        # Constant shares: block i's backward gets its own out and lse and the gradient times share_i / n.
-        # The factor is per query, so it goes into the values' lse: exp(s - lse_i) * share = exp(s - L_i).
-        return Merged(
-            merged.out,
-            [
-                BackwardValues(block.out, block.lse - torch.log(share), grad_factor=1 / n)
-                for block, share in zip(inputs, shares, strict=True)
-            ],
-            BackwardValues(output.out, output.lse - torch.log(own)),
-        )
+    Each block's own result then corrects its rows, in place of the fused ones.
+    """
+    own_results = []
 
-    monkeypatch.setitem(fused.WEIGHTINGS, "uniform", merge_without_lse_gradient)
+    def merge_without_lse_gradient(groups, own, log_weights, log_copies):
+        own_results.append(own.out.clone())
+        group_results = groups.out.clone()
+        merged = merge(groups, own, log_weights, log_copies)
+        groups.out.copy_(group_results)
+        return merged
+
+    monkeypatch.setattr(fused, "merge", merge_without_lse_gradient)
+    monkeypatch.setattr(fused, "own_backward_out", lambda *_: own_results.pop())
     layout = RowLayout.from_lengths([([7, 12, 5], 9)])
     qkv = make_qkv(layout.num_tokens, (4, 2))
     expected = values_and_gradients(reference_attention, layout, qkv)
@@ -153,8 +187,57 @@ def test_dropping_the_lse_gradient_would_be_caught(monkeypatch):
         assert relative > 0.1, "the tests above would not notice a lost LSE gradient"
 
 
+@pytest.mark.parametrize("kernel", ["flash", "eager"])
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("inputs", [[7, 12, 5], [8]], ids=["three", "one"])
+def test_last_queries_with_all_keys_equal_the_whole_row(inputs, weighting, window, kernel):
+    """Decoding: the keys of all tokens are there, the queries are those of the output's last tokens."""
+    layout = RowLayout.from_lengths([(inputs, 9)])
+    q, k, v = (x.detach() for x in make_qkv(layout.num_tokens, (4, 2)))
+    options = {"weighting": weighting, "window": window}
+    whole = reference_attention(q, k, v, layout, **options)
+    for count in (1, 2, 9):
+        last = miso_attention(q[-count:], k, v, layout, kernel=kernel, **options)
+        torch.testing.assert_close(last, whole[-count:], rtol=0, atol=1e-12)
+
+
+def test_large_blocks_are_tiled_by_the_eager_kernel(monkeypatch):
+    monkeypatch.setattr(eager, "_SCORES_AT_ONCE", 100)
+    layout = RowLayout.from_lengths([([7, 12, 5], 9)])
+    for feature in FEATURES.values():
+        assert_agree(layout, make_qkv(layout.num_tokens, (4, 2)), 1e-10, kernel="eager", **feature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kernel", ["flash", "eager"])
+def test_every_type_comes_back_as_it_went_in(dtype, kernel):
+    layout = RowLayout.from_lengths([([7, 12, 5], 9)])
+    results = values_and_gradients(miso_attention, layout, make_qkv(33, (4, 2), dtype), kernel=kernel)
+    assert {x.dtype for x in results} == {dtype}
+    exact = values_and_gradients(miso_attention, layout, make_qkv(33, (4, 2)), kernel=kernel)
+    for got, want in zip(results, exact, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=0.05, atol=30 * torch.finfo(dtype).eps)
+
+
 def test_unknown_weighting_is_named():
     layout = RowLayout.from_lengths([([2], 2)])
     for attention in (miso_attention, reference_attention):
-        with pytest.raises(ValueError, match="weighting 'mean' is not one of uniform, fid, vanilla"):
+        with pytest.raises(ValueError, match="weighting 'mean' is not one of uniform, fixed, fid, vanilla"):
             attention(*make_qkv(4, (2, 2)), layout, weighting="mean")
+
+
+@pytest.mark.parametrize("weights", [(0.5,), (0.9, 0.2), (1.5, -0.5)])
+def test_weights_that_do_not_fit_the_inputs_are_refused(weights):
+    layout = RowLayout.from_lengths([([2, 2], 2)])
+    layout = replace(layout, samples=(layout.samples[0]._replace(weights=weights),))
+    with pytest.raises(ValueError, match="a sample of 2 inputs needs as many positive weights of sum 1"):
+        miso_attention(*make_qkv(6, (2, 2)), layout, weighting="fixed")
+
+
+def test_kernels_that_cannot_do_it_say_why():
+    layout = RowLayout.from_lengths([([2], 2)])
+    with pytest.raises(ValueError, match=r"kernel 'flash' cannot be used: it does not cap scores \(softcap 50\)"):
+        miso_attention(*make_qkv(4, (2, 2)), layout, softcap=50.0, kernel="flash")
+    with pytest.raises(ValueError, match="kernel 'fast' is not one of auto, flash, eager, reference"):
+        miso_attention(*make_qkv(4, (2, 2)), layout, kernel="fast")

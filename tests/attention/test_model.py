@@ -2,7 +2,27 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BloomConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GptOssConfig,
+    Lfm2Config,
+    Llama4TextConfig,
+    LlamaConfig,
+    MambaConfig,
+    MiniMaxConfig,
+    Ministral3Config,
+    MistralConfig,
+    NemotronConfig,
+    Phi3Config,
+    PhimoeConfig,
+    Qwen2Config,
+    ViTConfig,
+)
 
 from misotune.attention import ATTENTION_NAME, MisoArguments, check_model, register
 from misotune.errors import UnsupportedModelError
@@ -67,8 +87,22 @@ def test_padded_batch_is_refused_instead_of_silently_wrong(models):
     miso, _ = models
     ids = torch.zeros((2, 8), dtype=torch.long)
     layout = RowLayout.from_lengths([([4], 4)])
-    with pytest.raises(ValueError, match="takes one packed row and no cache"):
+    message = "takes one packed row, of the 8 tokens that its layout describes, got queries"
+    with pytest.raises(ValueError, match=message):
         miso(ids, attention_mask=torch.ones_like(ids), miso=MisoArguments(layout), use_cache=False)
+
+
+def test_row_longer_than_its_layout_is_refused(models):
+    with pytest.raises(ValueError, match="of the 8 tokens that its layout describes"):
+        run(models[0], torch.zeros((1, 9), dtype=torch.long), RowLayout.from_lengths([([4], 4)]))
+
+
+def test_mask_of_the_caller_s_own_is_refused_instead_of_silently_dropped(models):
+    miso, _ = models
+    mask = torch.zeros((1, 1, 8, 8), dtype=torch.float64)
+    arguments = {"miso": MisoArguments(RowLayout.from_lengths([([4], 4)])), "use_cache": False}
+    with pytest.raises(ValueError, match="no masks but its layout's"):
+        miso(torch.zeros((1, 8), dtype=torch.long), attention_mask=mask, **arguments)
 
 
 def test_forward_without_a_layout_is_refused(models):
@@ -76,30 +110,57 @@ def test_forward_without_a_layout_is_refused(models):
         models[0](torch.zeros((1, 8), dtype=torch.long))
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 48,
+    "long_factor": [2.0] * 48,
+    "original_max_position_embeddings": 4096,
+}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+
 EXACT = {
     "llama": LlamaConfig(),
-    "mistral-without-window": MistralConfig(sliding_window=None),
-    "mistral-window-not-reached": MistralConfig(sliding_window=4096),
+    "window": MistralConfig(sliding_window=1024),
+    "softcap-and-window": Gemma2Config(sliding_window=512),
     "qwen2-window-switched-off": Qwen2Config(sliding_window=128, use_sliding_window=False),
+    "dynamic-rope-below-its-limit": LlamaConfig(rope_parameters=DYNAMIC, max_position_embeddings=2048),
+    "longrope-below-its-limit": Phi3Config(rope_parameters=LONGROPE, max_position_embeddings=131072, pad_token_id=None),
+    "temperature-tuning-below-its-limit": Llama4TextConfig(floor_scale=8192, layer_types=["full_attention"] * 48),
+    "llama-4-scaling-below-its-limit": Ministral3Config(),
 }
 
 
 @pytest.mark.parametrize("config", EXACT.values(), ids=EXACT)
-def test_models_with_plain_rotary_attention_are_taken(config):
+def test_models_with_rotary_attention_are_taken(config):
     check_model(config, max_length=2048)
 
 
 REFUSED = {
     "learned-positions": (GPT2Config(), "gpt2: its positions are not rotary"),
+    "alibi": (BloomConfig(), "bloom: its positions are not rotary"),
     "dynamic-rope": (
-        LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
-        "rope_type='dynamic' depends on the row's length",
+        LlamaConfig(rope_parameters=DYNAMIC, max_position_embeddings=2047),
+        "rope_type='dynamic' depends on the row's length or position beyond 2047 tokens, and data.max_length is 2048",
     ),
-    "window": (MistralConfig(sliding_window=1024), "sliding_window=1024 is shorter than a sample of 2048 tokens"),
-    "softcap-and-window": (
-        Gemma2Config(sliding_window=512),
-        "sliding_window=512 is shorter than a sample of 2048 tokens; lower data.max_length; attn_logit_softcapping=50",
+    "longrope": (
+        Phi3Config(rope_parameters=LONGROPE | {"original_max_position_embeddings": 1024}, pad_token_id=None),
+        "rope_type='longrope' depends on the row's length or position beyond 1024 tokens",
     ),
+    "llama-4-scaling": (
+        Ministral3Config(rope_parameters=Ministral3Config().rope_parameters | {"original_max_position_embeddings": 9}),
+        "llama_4_scaling_beta depends on the row's length or position beyond 9 tokens",
+    ),
+    "chunked-attention": (Llama4TextConfig(), "layers of type chunked_attention are not attention over all keys"),
+    "linear-attention": (MiniMaxConfig(), "layers of type linear_attention are not attention over all keys"),
+    "convolution": (Lfm2Config(), "its convolutions or recurrent layers run on from input to input"),
+    "state-space": (MambaConfig(), "its attention does not go through transformers' AttentionInterface"),
+    "attention-sinks": (GptOssConfig(), "gpt_oss: its attention sinks take part in each softmax"),
+    "window-in-the-mask": (PhimoeConfig(), "its sliding window is part of the mask alone"),
+    "no-keyword-arguments": (NemotronConfig(), "its layers do not hand keyword arguments"),
+    "encoder-decoder": (BartConfig(), "it is an encoder-decoder"),
+    "encoder": (ViTConfig(), "transformers has no causal language model for it"),
+    "not-causal": (Gemma3TextConfig(use_bidirectional_attention=True), "its attention is not causal"),
     "dropout": (LlamaConfig(attention_dropout=0.1), "attention_dropout=0.1: set it to 0"),
 }
 
@@ -109,3 +170,42 @@ def test_models_that_would_not_be_exact_are_refused_by_name(config, reason):
     with pytest.raises(UnsupportedModelError, match="MISO attention would not be exact for") as caught:
         check_model(config, max_length=2048)
     assert reason in str(caught.value)
+
+
+def test_without_a_length_no_limit_is_safe():
+    with pytest.raises(UnsupportedModelError, match=r"position beyond 2048 tokens$"):
+        check_model(LlamaConfig(rope_parameters=DYNAMIC, max_position_embeddings=2048))
+
+
+def test_rotary_kind_that_is_not_known_is_refused():
+    config = LlamaConfig()
+    config.rope_parameters = {"rope_type": "spiral", "rope_theta": 1e4}
+    with pytest.raises(UnsupportedModelError, match="rope_type='spiral' is not known to rest on differences"):
+        check_model(config)
+
+
+@pytest.mark.parametrize("rope", [DYNAMIC, LONGROPE | {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}])
+def test_below_its_limit_length_dependent_rotary_scaling_is_exact_and_above_it_is_not(rope):
+    """What `check_model` rests on: at 24 positions nothing is scaled, from the 25th on everything is."""
+    register()
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=24,
+        rope_parameters=rope | {"original_max_position_embeddings": 24},
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME, dtype=torch.float64).eval()
+    ids = torch.randint(0, 64, (1, 24), generator=torch.Generator().manual_seed(0))
+    layout = RowLayout.from_lengths([([20], 4)])
+
+    def logits(first_position):
+        positions = layout.position_ids[None] + first_position
+        return model(ids[:, :20], position_ids=positions[:, :20], **short).logits
+
+    short = {"miso": MisoArguments(RowLayout.from_lengths([([16], 4)])), "use_cache": False}
+    torch.testing.assert_close(logits(4), logits(0), rtol=0, atol=1e-6)
+    assert (logits(5) - logits(0)).abs().max() > 1e-4

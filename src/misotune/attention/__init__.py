@@ -10,10 +10,10 @@ N inputs of a sample.
 """
 
 from misotune.attention.fused import miso_attention
-from misotune.attention.merge import WEIGHTINGS
 from misotune.attention.model import ATTENTION_NAME, MisoArguments, check_model, register
 from misotune.attention.reference import reference_attention
 from misotune.attention.spans import PackedLayout, SampleSpans, Span
+from misotune.attention.weighting import WEIGHTINGS
 
 __all__ = [
     "ATTENTION_NAME",

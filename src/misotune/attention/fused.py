@@ -1,145 +1,151 @@
 """MISO attention in two attention calls and one merge, with the exact backward.
 
-For a packed row: (a) causal self-attention of every segment, (b) each output over each of its inputs, then
-`misotune.attention.merge`. The output's keys are never repeated, and nothing quadratic in tokens is stored.
-The number of query-key products is at most that of one causal row over the same tokens.
+For a packed row (`misotune.attention.plan`): (a) causal self-attention of every segment, (b) each output over its
+inputs, then `misotune.attention.merge`. Nothing quadratic in tokens is stored.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from misotune.attention.kernels import Kernel, flash_kernel_for
-from misotune.attention.merge import WEIGHTINGS, BackwardValues, BlockResult
+from misotune.attention.kernels import Grads, Kernel, select_kernel
+from misotune.attention.merge import BlockResult, join, merge, own_backward_out
+from misotune.attention.plan import FusedOutputs, RowPlan, plan_row
 from misotune.attention.reference import reference_attention
-from misotune.attention.spans import PackedLayout, SampleSpans, Span
+from misotune.attention.spans import PackedLayout
+from misotune.attention.weighting import require_weighting
 
 
 def miso_attention(
     q: Float[Tensor, "T H D"],
-    k: Float[Tensor, "T K D"],
-    v: Float[Tensor, "T K D"],
+    k: Float[Tensor, "S K D"],
+    v: Float[Tensor, "S K D"],
     layout: PackedLayout,
     *,
     weighting: str = "uniform",
     scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
     kernel: str = "auto",
+    plan: RowPlan | None = None,
 ) -> Float[Tensor, "T H D"]:
     """Returns the same as `reference_attention`, fast.
 
     Args:
-        q: Queries of all tokens of the row.
+        q: Queries of all S tokens of the row, or of its last T (decoding, with the keys of all others cached).
         k: Keys; query head h reads key head h // (H / K).
         v: Values.
         layout: Where each sample's inputs and output lie.
-        weighting: `uniform` (eq. 3 with Score_i = 1/n), `fid` (eq. 7) or `vanilla` (eq. 4).
+        weighting: `uniform` (eq. 3 with Score_i = 1/n), `fixed` (eq. 3 with the samples' own weights), `fid`
+            (eq. 7) or `vanilla` (eq. 4).
         scale: Factor of the scores; None means 1 / sqrt(D).
-        kernel: `auto` takes the device's flash kernel if there is one, else the reference; `flash` and
+        window: Keys that a query reads at most, its own included, counted along its pair; None: all.
+        softcap: Scores s become softcap * tanh(s / softcap); None: as they are.
+        kernel: `auto` takes the device's flash kernel where it can do this, else `eager`; `flash`, `eager` and
             `reference` force one.
+        plan: What `plan_row` returned for this row, to make it once for all layers.
 
     Raises:
-        ValueError: An unknown weighting, or `flash` on a device without a flash kernel.
+        ValueError: An unknown weighting or kernel, or a kernel that cannot do this.
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting {weighting!r} is not one of {', '.join(WEIGHTINGS)}")
-    flash = None if kernel == "reference" else flash_kernel_for(q.device)
-    if flash is None:
-        if kernel == "flash":
-            raise ValueError(f"no flash kernel for device {q.device.type!r}; use kernel='reference'")
-        return reference_attention(q, k, v, layout, weighting=weighting, scale=scale)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    require_weighting(weighting)
+    scale = float(q.shape[-1] ** -0.5) if scale is None else scale
+    if kernel == "reference":
+        return reference_attention(q, k, v, layout, weighting=weighting, scale=scale, window=window, softcap=softcap)
+    chosen = select_kernel(kernel, q.device, q.dtype, q.shape[-1], softcap)
+    plan = plan or plan_row(layout, weighting, num_queries=len(q) if len(q) < len(k) else None, window=window)
+    if len(q) < len(k):
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            raise ValueError("gradients need the queries of the whole row; decode under torch.no_grad()")
+        return _forward(q, k, v, plan, scale, chosen)[0]
     function: Any = _MisoAttention
-    return function.apply(q, k, v, layout, weighting, scale, flash)
+    return function.apply(q, k, v, plan, scale, chosen)
 
 
-class _Call(NamedTuple):
-    """One attention call of a row: which queries read which keys, and what its backward is given."""
+def output_share(
+    q: Float[Tensor, "T H D"],
+    k: Float[Tensor, "T K D"],
+    v: Float[Tensor, "T K D"],
+    plan: RowPlan,
+    *,
+    scale: float,
+    kernel: Kernel,
+) -> Float[Tensor, "H Y"]:
+    """Returns the share of attention that output tokens pay to the output, their own key included.
 
-    queries: Span
-    keys: Span
-    is_causal: bool
-    values: BackwardValues
+    It is A_out of the paper's equation 6, under the plan's weighting; the outputs of samples with several inputs
+    stand one after the other, ordered by their number of inputs.
+    """
+    own = kernel.forward(q, k, v, plan.segments, scale)
+    own_lse = [own.lse[:, outputs.stack.queries.index(q.device)] for outputs in plan.fused]
+    _, lse, _ = _forward(q, k, v, plan, scale, kernel)
+    norms = [lse[:, outputs.stack.queries.index(q.device)] for outputs in plan.fused]
+    return (torch.cat(own_lse, dim=1) - torch.cat(norms, dim=1)).exp()
 
 
 class _MisoAttention(torch.autograd.Function):
-    """A row's calls, forward and backward."""
+    """A row's two calls, forward and backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: PackedLayout,
-        weighting: str,
-        scale: float,
-        kernel: Kernel,
-    ) -> Tensor:
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        attend = partial(_attend, q, k, v, scale, kernel)
-        calls = [call for sample in layout.samples for call in _sample_calls(sample, weighting, attend, out)]
-        ctx.save_for_backward(q, k, v, *(x for call in calls for x in (call.values.out, call.values.lse)))
-        ctx.calls = [(call.queries, call.keys, call.is_causal, call.values.grad_factor) for call in calls]
-        ctx.scale, ctx.kernel = scale, kernel
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RowPlan, scale: float, kernel: Kernel) -> Tensor:
+        out, lse, pairs = _forward(q, k, v, plan, scale, kernel)
+        ctx.save_for_backward(q, k, v, out, lse, *(pairs if pairs is not None else ()))
+        ctx.plan, ctx.scale, ctx.kernel = plan, scale, kernel
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *saved = ctx.saved_tensors
-        # A token's gradient is a sum over calls: summed in at least float32, rounded once.
-        grads = [torch.zeros(x.shape, dtype=_sum_dtype(x), device=x.device) for x in (q, k, v)]
-        for i, (queries, keys, is_causal, grad_factor) in enumerate(ctx.calls):
-            call_grads = ctx.kernel.backward(
-                _heads(grad_outputs[0], queries),
-                _heads(q, queries),
-                _heads(k, keys),
-                _heads(v, keys),
-                BackwardValues(saved[2 * i], saved[2 * i + 1], grad_factor),
-                is_causal=is_causal,
-                scale=ctx.scale,
-            )
-            for grad, part, span in zip(grads, call_grads, (queries, keys, keys), strict=True):
-                grad[span.tokens] += part.transpose(0, 1)
-        grad_q, grad_k, grad_v = (grad.to(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
-        return grad_q, grad_k, grad_v, None, None, None, None
+        q, k, v, out, lse, *pairs = ctx.saved_tensors
+        plan: RowPlan = ctx.plan
+        grad = grad_outputs[0]
+        pair_values = BlockResult(*pairs) if plan.fused else None
+        segment_values = BlockResult(_segments_out(plan, out, lse, pair_values), lse)
+        grads: Grads = ctx.kernel.backward(grad, q, k, v, plan.segments, segment_values, ctx.scale, None)
+        if pair_values is not None:
+            if not plan.keeps_pairs:
+                pair_values = BlockResult(plan.pairs.queries.take(out), pair_values.lse)
+            grads = ctx.kernel.backward(grad, q, k, v, plan.pairs, pair_values, ctx.scale, grads)
+        return grads.q.to(q.dtype), grads.k.to(k.dtype), grads.v.to(v.dtype), None, None, None
 
 
-def _sample_calls(
-    sample: SampleSpans, weighting: str, attend: Callable[[Span, Span, bool], BlockResult], out: Tensor
-) -> Iterator[_Call]:
-    """Fills `out` for one sample and yields the calls that its backward repeats."""
-    # With one input the pair is all there is: [x_1 ; y] is one plain causal segment, as in SFT.
-    segments = sample.inputs if len(sample.inputs) > 1 else (sample.whole,)
-    for span in segments:
-        result = attend(span, span, True)
-        out[span.tokens] = result.out.transpose(0, 1)
-        yield _Call(span, span, True, BackwardValues(result.out, result.lse))
-    if len(sample.inputs) > 1:
-        y = sample.output
-        merged = WEIGHTINGS[weighting](
-            [attend(y, x, False) for x in sample.inputs],
-            attend(y, y, True),
-        )
-        out[y.tokens] = merged.out.transpose(0, 1)
-        for x, values in zip(sample.inputs, merged.inputs, strict=True):
-            yield _Call(y, x, False, values)
-        yield _Call(y, y, True, merged.output)
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: RowPlan, scale: float, kernel: Kernel
+) -> tuple[Tensor, Tensor, BlockResult | None]:
+    """Returns O, the segments' lse with N_o in place of l_o, and O_g and N_g of all pairs."""
+    out, lse = kernel.forward(q, k, v, plan.segments, scale)
+    if not plan.fused:
+        return out, lse, None
+    pairs = kernel.forward(q, k, v, plan.pairs, scale)
+    for outputs in plan.fused:
+        tokens = outputs.stack.queries.index(q.device)
+        parts = _stack(pairs, outputs)
+        groups = join(parts) if outputs.num_joined > 1 else BlockResult(parts.out[:, 0], parts.lse[:, 0])
+        merged = merge(groups, BlockResult(out[tokens], lse[:, tokens]), *outputs.logs(lse))
+        out[tokens], lse[:, tokens] = merged.out, merged.own_lse
+        parts.lse.copy_(merged.groups.lse[:, None].expand_as(parts.lse))
+        if outputs.num_joined > 1:
+            parts.out.copy_(merged.groups.out[:, None].expand_as(parts.out))
+    # With one group for each output (fid, vanilla) O_g is O: it need not be kept twice.
+    return out, lse, pairs if plan.keeps_pairs else BlockResult(out[:0], pairs.lse)
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, kernel: Kernel, queries: Span, keys: Span, is_causal: bool
-) -> BlockResult:
-    return kernel.forward(_heads(q, queries), _heads(k, keys), _heads(v, keys), is_causal=is_causal, scale=scale)
+def _segments_out(plan: RowPlan, out: Tensor, lse: Tensor, pairs: BlockResult | None) -> Tensor:
+    """Returns the `out` that the backward of the segments takes: O, but sum_g p_g O_g for the outputs."""
+    if pairs is None or not plan.keeps_pairs:
+        return out
+    own = out.clone()
+    for outputs in plan.fused:
+        tokens = outputs.stack.queries.index(out.device)
+        parts = _stack(pairs, outputs)
+        groups = BlockResult(parts.out[:, 0], parts.lse[:, 0])
+        own[tokens] = own_backward_out(groups, lse[:, tokens], outputs.logs(lse)[1]).to(out.dtype)
+    return own
 
 
-def _heads(x: Float[Tensor, "T H D"], span: Span) -> Float[Tensor, "H S D"]:
-    """A span's tokens, heads first, as kernels take them; a view."""
-    return x[span.tokens].transpose(0, 1)
-
-
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _stack(pairs: BlockResult, outputs: FusedOutputs) -> BlockResult:
+    """Returns the outputs' rows as views (G, J, Y, H, D) and (G, J, H, Y)."""
+    shape = (outputs.num_groups, outputs.num_joined)
+    out, lse = outputs.stack.view(pairs.out), outputs.stack.view(pairs.lse.T).transpose(1, 2)
+    return BlockResult(out.view(*shape, *out.shape[1:]), lse.view(*shape, *lse.shape[1:]))

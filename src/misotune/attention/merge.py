@@ -1,22 +1,24 @@
-"""The fusion of a sample's attention results: one function a weighting, forward and backward together.
+"""The fusion of a sample's attention results, forward, and what it leaves for the backward pass.
 
-Attention over one block of keys gives a result A and the log-sum-exp l of its scores. From the results over
-each input (A_i, l_i) and over the output itself (A_o, l_o), pair i's exact attention over [K_i, K_y] is
+`misotune.attention.weighting` says which groups there are; here is the one formula for all of them. From the
+results over each group (A_g, l_g) and over the output itself (A_o, l_o), with m copies of the output's keys:
 
-    L_i = logaddexp(l_i, l_o)        O_i = exp(l_i - L_i) A_i + exp(l_o - L_i) A_o
+    L_g = logaddexp(l_g, l_o + log m)     O_g = exp(l_g - L_g) A_g + exp(l_o + log m - L_g) A_o     O = sum_g w_g O_g
 
-and every weighting is a sum over i of O_i. For the gradient, a flash kernel's backward recomputes the softmax
-of a block as exp(score - lse) and takes its row correction from `out`. Told the values of the *merged* softmax
-instead of the block's own, it returns the exact gradient of the merge: so each weighting names, per block, the
-`out`, `lse` and factor of the incoming gradient that its backward call must be given. (Differentiating this
-merge by autograd would need a gradient of the kernel's lse, which flash kernels silently ignore.)
+For the gradient, a flash kernel's backward recomputes a block's part of the softmax as exp(score - lse) and
+takes its row correction from `out`. Told other values than the block's own, it returns the gradient of the
+fused result, exactly:
+
+    group g      out = O_g                lse = N_g = L_g - log w_g
+    the output   out = sum_g p_g O_g      lse = N_o = -logsumexp_g(-N_g) - log m       p = softmax_g(-N_g)
+
+since a key of group g contributes w_g exp(s - L_g) v to O, and one of the output's own m sum_g w_g exp(s - L_g) v.
+(Differentiating this merge by autograd would need a gradient of the kernels' lse, which flash kernels silently
+ignore.) N is also what measures attention: exp(l - N) is a block's share of it.
 
 Kernels return lse in at least float32, so all merging is done there; only what is kept is rounded.
-To add a weighting, write one function here and name it in `WEIGHTINGS`.
 """
 
-import math
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,98 +27,76 @@ from torch import Tensor
 
 
 class BlockResult(NamedTuple):
-    """What attention over one block of keys returned: the result and the scores' log-sum-exp."""
-
-    out: Float[Tensor, "H T D"]
-    lse: Float[Tensor, "H T"]
-
-
-class BackwardValues(NamedTuple):
-    """What a block's backward call is given in place of its own forward results.
+    """What attention over one block of keys returned, or what its backward is to take for it.
 
     Attributes:
-        out: The result whose inner product with the gradient corrects each row.
-        lse: The log-sum-exp by which the block's scores are normalised.
-        grad_factor: Factor of the incoming gradient.
+        out: The result.
+        lse: Log-sum-exp of the scores, by which they are normalised; -inf for a query that read no key.
     """
 
-    out: Float[Tensor, "H T D"]
-    lse: Float[Tensor, "H T"]
-    grad_factor: float = 1.0
+    out: Float[Tensor, "*stack T H D"]
+    lse: Float[Tensor, "*stack H T"]
 
 
 class Merged(NamedTuple):
-    """The fused result of the output's queries, and what the backward call of each block is given."""
+    """The fused result of the output's queries, and the values for the backward of each call.
 
-    out: Float[Tensor, "H T D"]
-    inputs: list[BackwardValues]
-    output: BackwardValues
-
-
-def merge_uniform(inputs: list[BlockResult], output: BlockResult) -> Merged:
-    """Equation 3 with Score_i = 1/n: O = sum_i w_i O_i.
-
-    The output's keys take part in all n softmaxes. With p = softmax_i(log w_i - L_i) their n backward calls
-    are one with out = sum_i p_i O_i and lse = -logsumexp_i(log w_i - L_i).
+    Attributes:
+        out: O.
+        own_lse: N_o.
+        groups: O_g and N_g.
     """
-    weight = 1.0 / len(inputs)
-    pairs = [_pair(block, output) for block in inputs]
-    out = sum_blocks(pair.out * weight for pair in pairs)
-    lses = torch.stack([pair.lse for pair in pairs])
-    p = torch.softmax(math.log(weight) - lses, dim=0)
-    shared_out = sum_blocks(share[..., None] * pair.out for share, pair in zip(p, pairs, strict=True))
-    shared_lse = -torch.logsumexp(math.log(weight) - lses, dim=0)
-    dtype = output.out.dtype
-    return Merged(
-        out=out.to(dtype),
-        inputs=[BackwardValues(pair.out.to(dtype), pair.lse, grad_factor=weight) for pair in pairs],
-        output=BackwardValues(shared_out.to(dtype), shared_lse),
-    )
+
+    out: Float[Tensor, "Y H D"]
+    own_lse: Float[Tensor, "H Y"]
+    groups: BlockResult
 
 
-def merge_fid(inputs: list[BlockResult], output: BlockResult) -> Merged:
-    """Equation 7: O = sum_i softmax_i(L_i) O_i.
+def merge(
+    groups: BlockResult, own: BlockResult, log_weights: Float[Tensor, "G Y"], log_copies: Float[Tensor, "Y"]
+) -> Merged:
+    """Fuses the results over G groups of inputs with the one over the output itself.
 
-    This equals one softmax over all keys in which the output's own keys count n times.
+    Args:
+        groups: A_g (G, Y, H, D) and l_g (G, H, Y); O_g takes the memory of A_g.
+        own: A_o (Y, H, D) and l_o (H, Y).
+        log_weights: log w_g of each output token.
+        log_copies: log m of each output token.
     """
-    own_lse = output.lse + math.log(len(inputs))
-    return _one_softmax(inputs, output, own_lse, output_lse_shift=math.log(len(inputs)))
+    own_lse = own.lse + log_copies
+    lse = torch.logaddexp(groups.lse, own_lse)
+    share, own_share = per_head((groups.lse - lse).exp()), per_head((own_lse - lse).exp())
+    weights = log_weights.exp()[..., None, None]
+    own_out = own.out.to(lse.dtype)
+    result, total = torch.empty_like(own_out), torch.zeros_like(own_out)
+    # Group by group and in place: a few passes over what fits a cache, and no memory that must first be mapped.
+    for g, group_out in enumerate(groups.out):
+        result.copy_(group_out).mul_(share[g]).addcmul_(own_share[g], own_out)
+        group_out.copy_(result)
+        total.addcmul_(result, weights[g])
+    norms = lse - log_weights[:, None]
+    own_norm = -torch.logsumexp(-norms, dim=0) - log_copies
+    return Merged(total.to(own.out.dtype), own_norm, BlockResult(groups.out, norms))
 
 
-def merge_vanilla(inputs: list[BlockResult], output: BlockResult) -> Merged:
-    """Equation 4: one softmax over [K_1 .. K_n, K_y], the baseline that dilutes the output's share."""
-    return _one_softmax(inputs, output, output.lse, output_lse_shift=0.0)
-
-
-WEIGHTINGS: dict[str, Callable[[list[BlockResult], BlockResult], Merged]] = {
-    "uniform": merge_uniform,
-    "fid": merge_fid,
-    "vanilla": merge_vanilla,
-}
-
-
-def sum_blocks(terms: Iterator[Tensor]) -> Tensor:
-    """Returns the sum of tensors, one at a time, so that only one term is alive besides the sum."""
-    total = next(terms)
-    for term in terms:
-        total = total + term
+def own_backward_out(groups: BlockResult, own_lse: Tensor, log_copies: Tensor) -> Float[Tensor, "Y H D"]:
+    """Returns sum_g p_g O_g, the `out` that the backward of the output over itself takes, in lse's precision."""
+    p = per_head((own_lse + log_copies - groups.lse).exp())
+    result = torch.empty(groups.out.shape[1:], dtype=p.dtype, device=p.device)
+    total = torch.zeros_like(result)
+    for g, group_out in enumerate(groups.out):
+        total.addcmul_(p[g], result.copy_(group_out))
     return total
 
 
-def _pair(block: BlockResult, output: BlockResult) -> BlockResult:
-    """Pair i's exact attention over [K_i, K_y], from the attention over each."""
-    lse = torch.logaddexp(block.lse, output.lse)
-    out = _share(block.lse, lse) * block.out + _share(output.lse, lse) * output.out
-    return BlockResult(out, lse)
+def join(parts: BlockResult) -> BlockResult:
+    """Returns the result over several blocks of keys as one softmax over all: (G, J, Y, H, D) to (G, Y, H, D)."""
+    lse = torch.logsumexp(parts.lse, dim=1, keepdim=True)
+    # A query that reads no key of any block has lse -inf, and a result of zero.
+    share = per_head(torch.exp(parts.lse - lse.clamp_min(torch.finfo(lse.dtype).min)))
+    return BlockResult((share * parts.out).sum(dim=1).to(parts.out.dtype), lse[:, 0])
 
 
-def _one_softmax(inputs: list[BlockResult], output: BlockResult, own_lse: Tensor, output_lse_shift: float) -> Merged:
-    lse = torch.logsumexp(torch.stack([*(block.lse for block in inputs), own_lse]), dim=0)
-    out = sum_blocks(_share(block.lse, lse) * block.out for block in inputs)
-    out = (out + _share(own_lse, lse) * output.out).to(output.out.dtype)
-    shared = BackwardValues(out, lse)
-    return Merged(out, [shared] * len(inputs), BackwardValues(out, lse - output_lse_shift))
-
-
-def _share(lse: Tensor, total_lse: Tensor) -> Tensor:
-    return torch.exp(lse - total_lse)[..., None]
+def per_head(lse: Float[Tensor, "*stack H T"]) -> Float[Tensor, "*stack T H 1"]:
+    """A number for each query and head, laid out as a factor of attention results."""
+    return lse.transpose(-1, -2)[..., None]

@@ -20,10 +20,17 @@ class Span(NamedTuple):
 
 
 class SampleSpans(NamedTuple):
-    """One sample of a packed row: its n inputs x_1..x_n, then its one output y, side by side."""
+    """One sample of a packed row: its n inputs x_1..x_n, then its one output y, side by side.
+
+    Attributes:
+        inputs: The inputs.
+        output: The output; while a sample is being decoded, the part that is known.
+        weights: Score_i of each input under the weighting `fixed`, with sum 1; empty: 1/n each.
+    """
 
     inputs: tuple[Span, ...]
     output: Span
+    weights: tuple[float, ...] = ()
 
     @property
     def whole(self) -> Span:

@@ -9,6 +9,8 @@ from rich.text import Text
 
 from misotune.cli import eval as eval_command
 from misotune.cli import export as export_command
+from misotune.cli import generate as generate_command
+from misotune.cli import inspect as inspect_command
 from misotune.cli import prepare as prepare_command
 from misotune.cli import quickstart as quickstart_command
 from misotune.cli import recipe as recipe_command
@@ -26,7 +28,9 @@ app.command("prepare")(prepare_command.prepare)
 app.command("train")(train_command.train)
 app.command("eval")(eval_command.evaluate)
 app.command("export")(export_command.export)
+app.command("generate")(generate_command.generate)
 app.command("quickstart")(quickstart_command.quickstart)
+app.add_typer(inspect_command.app, name="inspect")
 app.add_typer(recipe_command.app, name="recipe")
 
 

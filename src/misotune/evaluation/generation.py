@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
-from misotune.errors import LayoutError, RunError, UsageError
+from misotune.errors import RunError, UsageError
 from misotune.hub import require_model
 from misotune.layout.template import ChatTemplate
 
@@ -118,7 +118,7 @@ def load_chat_model(path: str, *, dtype: str = "auto") -> ChatModel:
         )
     if device.type == "cpu" and model.dtype == torch.float16:
         model = model.float()
-    eos_ids = _eos_ids(model, tokenizer)
+    eos_ids = ChatTemplate(tokenizer).end_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id)
     if not eos_ids:
         raise RunError(f"{path}: neither its generation config nor its tokenizer names an end-of-sequence token")
     return ChatModel(path, model.to(device).eval(), tokenizer, eos_ids)
@@ -225,21 +225,6 @@ def _user_turn(text: str) -> dict[str, str]:
 def _before_eos(ids: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
     end = next((i for i, token in enumerate(ids) if token in eos_ids), len(ids))
     return list(ids[:end])
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Returns the ids that end a response: those declared, and the one that the template ends turns with.
-
-    A base model that was tuned on a chat template may declare only the end of a text.
-    """
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ids = list(named) if isinstance(named, (list, tuple)) else [named]
-    ids.append(tokenizer.eos_token_id)
-    template = ChatTemplate(tokenizer)
-    with contextlib.suppress(LayoutError):  # a template without such a token: the declared ones must do
-        turns = template.encode([_user_turn("Hi"), {"role": "assistant", "content": "Hi"}], add_generation_prompt=False)
-        ids.append(turns[template.end_of_turn(turns)])
-    return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 
 def _pad_id(chat_model: ChatModel) -> int:

@@ -1,6 +1,7 @@
 """The model's own chat template, and what can be proved from it about a rendered conversation."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,23 @@ class ChatTemplate:
             if self.tokenizer.decode([ids[index]]).strip():
                 break
         raise LayoutError("the chat template does not end the assistant's turn with a special token")
+
+    def end_ids(self, *declared: int | Sequence[int] | None) -> tuple[int, ...]:
+        """Returns the ids that end a response: those declared, and the one that the template ends turns with.
+
+        A base model that was tuned on a chat template may declare only the end of a text.
+
+        Args:
+            declared: Ids that the model or its tokenizer names; None: it names none.
+        """
+        ids: list[int] = []
+        for entry in declared:
+            ids.extend([] if entry is None else [entry] if isinstance(entry, int) else entry)
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+        with suppress(LayoutError):  # a template without such a token: the declared ones must do
+            rendered = self.encode(turns, add_generation_prompt=False)
+            ids.append(rendered[self.end_of_turn(rendered)])
+        return tuple(dict.fromkeys(ids))
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

@@ -1,0 +1,189 @@
+"""Flash attention on the CPU, block by block: blocks of the same size at even steps are one batched call."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from misotune.attention.kernels.base import Grads, band, empty_result, float_type, with_keys
+from misotune.attention.merge import BlockResult
+from misotune.attention.plan import Block, Blocks
+from misotune.attention.spans import Span
+
+# Rows of a batched call: enough that all threads have work, and no more memory than that takes.
+_ROWS_AT_ONCE = 4096
+
+# The CPU's flash backward reads keys in blocks of this many; in bfloat16, shorter blocks are slower than in
+# float32 (128 keys: by 2.5 times), since each matrix product is converted by itself.
+_CPU_KEY_BLOCK = 512
+
+
+class CpuFlash:
+    """Flash attention of aten on the CPU: float64, float32, bfloat16, float16.
+
+    Args:
+        repeats_keys: In this version of torch, grouped-query heads need their keys repeated.
+    """
+
+    name = "flash (CPU)"
+
+    def __init__(self, repeats_keys: bool = False) -> None:
+        self._repeats_keys = repeats_keys
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, scale: float) -> BlockResult:
+        """Returns each block's result and log-sum-exp."""
+        k, v = self._for_heads_of(q, k), self._for_heads_of(q, v)
+        result = empty_result(q, blocks)
+        for run in _runs(blocks):
+            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                run.queries(q), run.keys(k), run.keys(v), 0.0, run.is_causal, attn_mask=run.mask(q), scale=scale
+            )
+            if run.is_all_of(blocks):
+                return BlockResult(out.transpose(1, 2).flatten(0, 1), lse.transpose(0, 1).flatten(1))
+            run.out(result).copy_(out)
+            run.lse(result).copy_(lse)
+        return result
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        blocks: Blocks,
+        values: BlockResult,
+        scale: float,
+        grads: Grads | None,
+    ) -> Grads:
+        """Returns the gradients of q, k and v, added to those of other calls."""
+        heads = self._for_heads_of(q, k), self._for_heads_of(q, v)
+        given = in_float32 = (grad, q, *heads)
+        sums = grads or Grads(*(torch.empty(x.shape, dtype=float_type(x)) for x in (q, k, v)))
+        for run in _runs(blocks):
+            is_short = q.dtype in (torch.bfloat16, torch.float16) and len(run.first.keys) <= _CPU_KEY_BLOCK
+            if is_short and in_float32 is given:
+                in_float32 = tuple(x.float() for x in given)
+            grad_x, q_x, k_x, v_x = in_float32 if is_short else given
+            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                run.queries(grad_x),
+                run.queries(q_x),
+                run.keys(k_x),
+                run.keys(v_x),
+                run.out(values).to(q_x.dtype),
+                run.lse(values).contiguous(),
+                0.0,
+                run.is_causal,
+                attn_mask=run.mask(q_x),
+                scale=scale,
+            )
+            if grads is None and run.is_all_of(blocks) and parts[1].shape[1] == k.shape[1]:
+                return Grads(*(part.transpose(1, 2).flatten(0, 1) for part in parts))
+            for total, part, view in zip(sums, parts, (run.queries, run.keys, run.keys), strict=True):
+                _collect(total, part, view, is_first=grads is None)
+        return sums
+
+    def _for_heads_of(self, q: Tensor, x: Tensor) -> Tensor:
+        return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if self._repeats_keys else x
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Consecutive blocks of the same size at even steps: one batched call.
+
+    Attributes:
+        first: The first block, without the queries that read no key.
+        count: Blocks.
+        query_step: Tokens from one block's queries to the next's: 0 if all read with the same.
+        key_step: Tokens from one block's keys to the next's.
+        row: The first row of the result; the rows of a block follow one another, and so do blocks.
+        num_rows: Rows of a block.
+        reads_left_only: No query reads a key to the right of its own.
+    """
+
+    first: Block
+    count: int
+    query_step: int
+    key_step: int
+    row: int
+    num_rows: int
+    reads_left_only: bool
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Returns the blocks' tokens of x (T, H, D) as a view (N, H, T, D)."""
+        return _windows(x, self.first.queries, self.query_step, self.count)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Returns the blocks' tokens of x (S, K, D) as a view (N, K, S, D)."""
+        return _windows(x, self.first.keys, self.key_step, self.count)
+
+    def out(self, result: BlockResult) -> Tensor:
+        """Returns the blocks' rows of the result as a view (N, H, T, D)."""
+        return _windows(result.out, Span(self.row, self.row + len(self.first.queries)), self.num_rows, self.count)
+
+    def lse(self, result: BlockResult) -> Tensor:
+        """Returns the blocks' rows of the log-sum-exps as a view (N, H, T)."""
+        rows = result.lse[:, self.row : self.row + self.count * self.num_rows]
+        stacked = rows.view(len(rows), self.count, self.num_rows)
+        return stacked[..., : len(self.first.queries)].transpose(0, 1)
+
+    def is_all_of(self, blocks: Blocks) -> bool:
+        """Whether the run holds every row of a call: what the operator returns is the result."""
+        return self.count * len(self.first.queries) == blocks.num_rows
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the kernel's own causal mask, which begins at the first key, is right."""
+        return self.reads_left_only and self.first.left is None and len(self.first.queries) == len(self.first.keys)
+
+    def mask(self, q: Tensor) -> Tensor | None:
+        """Returns what is added to the scores, where the kernel's own masks do not serve."""
+        if self.is_causal:
+            return None
+        seen = band(self.first, self.reads_left_only, 0, len(self.first.queries), q.device)
+        return None if seen is None else torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -math.inf)
+
+
+def _runs(blocks: Blocks) -> Iterator[_Run]:
+    """Yields the blocks, those of the same size at even steps as one."""
+    items = blocks.items
+    start = 0
+    while start < len(items):
+        first, num_rows = with_keys(items[start]), len(items[start].queries)
+        end = start + 1
+        steps = _steps(items[start], items[end]) if end < len(items) else None
+        most = min(len(items), start + max(1, _ROWS_AT_ONCE // num_rows))
+        while steps is not None and end < most and _steps(items[end - 1], items[end]) == steps:
+            end += 1
+        if len(first.queries):
+            yield _Run(first, end - start, *(steps or (0, 0)), blocks.rows[start].start, num_rows, blocks.is_causal)
+        start = end
+
+
+def _steps(a: Block, b: Block) -> tuple[int, int] | None:
+    """Returns how far b's queries and keys lie behind those of a, if both have the same sizes."""
+    if (len(a.queries), len(a.keys), a.left) != (len(b.queries), len(b.keys), b.left):
+        return None
+    steps = b.queries.start - a.queries.start, b.keys.start - a.keys.start
+    return steps if steps[0] >= 0 and steps[1] > 0 else None
+
+
+def _collect(total: Tensor, part: Tensor, view: Callable[[Tensor], Tensor], *, is_first: bool) -> None:
+    """Puts a run's part (N, heads, tokens, D) into the sum, or adds it."""
+    place = view(total)
+    if part.shape[1] > place.shape[1]:  # keys that were repeated for their group of query heads
+        count, heads, tokens, size = part.shape
+        part = part.reshape(count, place.shape[1], heads // place.shape[1], tokens, size).sum(dim=2)
+    if is_first:
+        place.copy_(part)
+    elif place.stride(0) == 0:  # all blocks have the same queries
+        place[0].add_(part.sum(dim=0) if len(part) > 1 else part[0])
+    else:
+        place.add_(part)
+
+
+def _windows(x: Tensor, first: Span, step: int, count: int) -> Tensor:
+    tokens, heads, size = x.stride()
+    shape = (count, x.shape[1], len(first), x.shape[2])
+    return x.as_strided(shape, (step * tokens, heads, tokens, size), x.storage_offset() + first.start * tokens)

@@ -1,0 +1,92 @@
+"""Variable-length flash attention on CUDA: a call of many blocks is one launch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from misotune.attention.kernels.base import Grads, add_at, float_type
+from misotune.attention.kernels.eager import Eager
+from misotune.attention.merge import BlockResult
+from misotune.attention.plan import Blocks
+
+
+class CudaFlash:
+    """Variable-length flash attention on CUDA (compute capability 8.0 and newer): bfloat16, float16.
+
+    The operators are those beneath `torch.nn.attention.varlen.varlen_attn`, which may choose cuDNN in their place
+    and keeps its backward to itself.
+
+    Args:
+        operators: Where the two operators are found.
+    """
+
+    name = "flash (CUDA)"
+
+    def __init__(self, operators: Any = torch.ops.aten) -> None:
+        self._operators = operators
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, scale: float) -> BlockResult:
+        """Returns each block's result and log-sum-exp."""
+        if _is_band(blocks):
+            return Eager().forward(q, k, v, blocks, scale)
+        q, k, v = blocks.queries.take(q), blocks.keys.take(k), blocks.keys.take(v)
+        out, lse, *_ = self._operators._flash_attention_forward(
+            q, k, v, *_boundaries(blocks, q.device), 0.0, blocks.is_causal, False, scale=scale, **_window(blocks)
+        )
+        return BlockResult(out, lse)
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        blocks: Blocks,
+        values: BlockResult,
+        scale: float,
+        grads: Grads | None,
+    ) -> Grads:
+        """Returns the gradients of q, k and v, added to those of other calls."""
+        if _is_band(blocks):
+            return Eager().backward(grad, q, k, v, blocks, values, scale, grads)
+        parts = Grads(
+            *self._operators._flash_attention_backward(
+                blocks.queries.take(grad).contiguous(),
+                blocks.queries.take(q),
+                blocks.keys.take(k),
+                blocks.keys.take(v),
+                values.out,
+                values.lse,
+                *_boundaries(blocks, q.device),
+                0.0,
+                blocks.is_causal,
+                # The state of the random numbers of dropout, of which there is none.
+                torch.zeros(2, dtype=torch.uint64, device=q.device),
+                torch.empty(0, device=q.device),
+                scale=scale,
+                **_window(blocks),
+            )
+        )
+        if grads is None:
+            return parts
+        for stack in blocks.stacks:
+            add_at(grads.q, stack.queries.index(q.device), stack.view(parts.q).sum(dim=0, dtype=float_type(parts.q)))
+        for total, part in zip(grads[1:], parts[1:], strict=True):
+            add_at(total, blocks.keys.index(k.device), part)
+        return grads
+
+
+def _is_band(blocks: Blocks) -> bool:
+    """Whether a window begins elsewhere in each block, which flash kernels cannot express."""
+    return not blocks.is_causal and any(block.left is not None for block in blocks.items)
+
+
+def _window(blocks: Blocks) -> dict[str, int]:
+    lefts = [block.left for block in blocks.items if block.left is not None]
+    return {"window_size_left": max(lefts, default=-1), "window_size_right": 0 if blocks.is_causal else -1}
+
+
+def _boundaries(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+    queries, keys = blocks.queries, blocks.keys
+    return queries.boundaries(device), keys.boundaries(device), queries.longest, keys.longest
