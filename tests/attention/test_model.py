@@ -1,11 +1,15 @@
 """MISO attention inside transformers models, against the stock model and against literal pairs."""
 
+import re
+
 import pytest
 import torch
+from tests.attention.tiny_models import make_model
 from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BloomConfig,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -25,6 +29,7 @@ from transformers import (
 )
 
 from misotune.attention import ATTENTION_NAME, MisoArguments, check_model, register
+from misotune.attention.model import describe_kernel
 from misotune.errors import UnsupportedModelError
 from misotune.layout import RowLayout
 
@@ -93,8 +98,9 @@ def test_padded_batch_is_refused_instead_of_silently_wrong(models):
 
 
 def test_row_longer_than_its_layout_is_refused(models):
+    arguments = {"miso": MisoArguments(RowLayout.from_lengths([([4], 4)])), "use_cache": False}
     with pytest.raises(ValueError, match="of the 8 tokens that its layout describes"):
-        run(models[0], torch.zeros((1, 9), dtype=torch.long), RowLayout.from_lengths([([4], 4)]))
+        models[0](torch.zeros((1, 9), dtype=torch.long), **arguments)
 
 
 def test_mask_of_the_caller_s_own_is_refused_instead_of_silently_dropped(models):
@@ -110,6 +116,7 @@ def test_forward_without_a_layout_is_refused(models):
         models[0](torch.zeros((1, 8), dtype=torch.long))
 
 
+# Configurations write into what they are given: each gets a copy.
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -124,8 +131,10 @@ EXACT = {
     "window": MistralConfig(sliding_window=1024),
     "softcap-and-window": Gemma2Config(sliding_window=512),
     "qwen2-window-switched-off": Qwen2Config(sliding_window=128, use_sliding_window=False),
-    "dynamic-rope-below-its-limit": LlamaConfig(rope_parameters=DYNAMIC, max_position_embeddings=2048),
-    "longrope-below-its-limit": Phi3Config(rope_parameters=LONGROPE, max_position_embeddings=131072, pad_token_id=None),
+    "dynamic-rope-below-its-limit": LlamaConfig(rope_parameters={**DYNAMIC}, max_position_embeddings=2048),
+    "longrope-below-its-limit": Phi3Config(
+        rope_parameters={**LONGROPE}, max_position_embeddings=131072, pad_token_id=None
+    ),
     "temperature-tuning-below-its-limit": Llama4TextConfig(floor_scale=8192, layer_types=["full_attention"] * 48),
     "llama-4-scaling-below-its-limit": Ministral3Config(),
 }
@@ -140,11 +149,12 @@ REFUSED = {
     "learned-positions": (GPT2Config(), "gpt2: its positions are not rotary"),
     "alibi": (BloomConfig(), "bloom: its positions are not rotary"),
     "dynamic-rope": (
-        LlamaConfig(rope_parameters=DYNAMIC, max_position_embeddings=2047),
-        "rope_type='dynamic' depends on the row's length or position beyond 2047 tokens, and data.max_length is 2048",
+        LlamaConfig(rope_parameters={**DYNAMIC}, max_position_embeddings=2047),
+        "rope_type='dynamic' depends on the row's length or position beyond 2047 tokens, and rows may have 2048 here "
+        "(a recipe: data.max_length)",
     ),
     "longrope": (
-        Phi3Config(rope_parameters=LONGROPE | {"original_max_position_embeddings": 1024}, pad_token_id=None),
+        Phi3Config(rope_parameters={**LONGROPE}, original_max_position_embeddings=1024, pad_token_id=None),
         "rope_type='longrope' depends on the row's length or position beyond 1024 tokens",
     ),
     "llama-4-scaling": (
@@ -174,7 +184,7 @@ def test_models_that_would_not_be_exact_are_refused_by_name(config, reason):
 
 def test_without_a_length_no_limit_is_safe():
     with pytest.raises(UnsupportedModelError, match=r"position beyond 2048 tokens$"):
-        check_model(LlamaConfig(rope_parameters=DYNAMIC, max_position_embeddings=2048))
+        check_model(LlamaConfig(rope_parameters={**DYNAMIC}, max_position_embeddings=2048))
 
 
 def test_rotary_kind_that_is_not_known_is_refused():
@@ -197,15 +207,48 @@ def test_below_its_limit_length_dependent_rotary_scaling_is_exact_and_above_it_i
         max_position_embeddings=24,
         rope_parameters=rope | {"original_max_position_embeddings": 24},
     )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION_NAME, dtype=torch.float64).eval()
-    ids = torch.randint(0, 64, (1, 24), generator=torch.Generator().manual_seed(0))
-    layout = RowLayout.from_lengths([([20], 4)])
+    model = make_model(config)
+    model.set_attn_implementation(ATTENTION_NAME)
+    ids = torch.randint(0, 64, (1, 20), generator=torch.Generator().manual_seed(0))
+    layout = RowLayout.from_lengths([([16], 4)])
+    arguments = {"miso": MisoArguments(layout), "use_cache": False}
+    first, last, beyond = (
+        model(ids, position_ids=layout.position_ids[None] + start, **arguments).logits for start in (0, 4, 5)
+    )
+    torch.testing.assert_close(last, first, rtol=0, atol=1e-5)  # transformers' rotary tables are float32
+    assert (beyond - first).abs().max() > 1e-3
 
-    def logits(first_position):
-        positions = layout.position_ids[None] + first_position
-        return model(ids[:, :20], position_ids=positions[:, :20], **short).logits
 
-    short = {"miso": MisoArguments(RowLayout.from_lengths([([16], 4)])), "use_cache": False}
-    torch.testing.assert_close(logits(4), logits(0), rtol=0, atol=1e-6)
-    assert (logits(5) - logits(0)).abs().max() > 1e-4
+KERNELS = {
+    "cpu": (LlamaConfig(), "cpu", torch.float32, "flash (CPU)"),
+    "cuda": (LlamaConfig(), "cuda", torch.bfloat16, "flash (CUDA)"),
+    "cuda-latent-heads": (DeepseekV3Config(), "cuda", torch.bfloat16, "flash (CUDA)"),
+    "cuda-float32": (LlamaConfig(), "cuda", torch.float32, "on CUDA it takes bfloat16 and float16, not float32"),
+    "cuda-large-heads": (
+        LlamaConfig(head_dim=512),
+        "cuda",
+        torch.bfloat16,
+        "on CUDA it takes head sizes up to 256 that 8 divides, not 512",
+    ),
+    "softcap": (Gemma2Config(), "cpu", torch.float32, "it does not cap scores (softcap 50)"),
+    "other-device": (LlamaConfig(), "mps", torch.float32, "there is no flash kernel for mps here"),
+}
+
+
+@pytest.mark.parametrize(("config", "device", "dtype", "expected"), KERNELS.values(), ids=KERNELS)
+def test_kernel_is_named_with_the_reason_where_it_is_not_flash(monkeypatch, config, device, dtype, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    asked = (config, "auto", torch.device(device), dtype)
+    if expected.startswith("flash"):
+        assert describe_kernel(*asked) == expected
+        return
+    assert describe_kernel(*asked) == f"eager, since 'flash' cannot be used: {expected}"
+    with pytest.raises(ValueError, match=re.escape(f"kernel 'flash' cannot be used: {expected}; use 'auto' or")):
+        describe_kernel(config, "flash", torch.device(device), dtype)
+
+
+def test_forced_kernels_are_named_as_they_are():
+    for name in ("eager", "reference"):
+        assert describe_kernel(Gemma2Config(), name, torch.device("cpu"), torch.float32) == name
+    with pytest.raises(ValueError, match="kernel 'fast' is not one of auto, flash, eager, reference"):
+        describe_kernel(LlamaConfig(), "fast", torch.device("cpu"), torch.float32)

@@ -13,10 +13,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, Attent
 
 
 class Literal(NamedTuple):
-    """What a forward call tells `literal`: each sample's inputs and output as token numbers."""
+    """What a forward call tells `literal`: each sample's inputs and output as token numbers, and their weights."""
 
     samples: list[tuple[list[range], range]]
     weighting: str = "uniform"
+    weights: list[list[float]] | None = None
 
 
 def literal(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **options):
@@ -32,7 +33,8 @@ def literal(module, query, key, value, attention_mask, scaling=None, sliding_win
         softcap=softcap,
     )
     results = torch.zeros(query.shape[1], query.shape[2], value.shape[-1], dtype=value.dtype)
-    for inputs, output in definition.samples:
+    for number, (inputs, output) in enumerate(definition.samples):
+        weights = definition.weights[number] if definition.weights else [1 / len(inputs)] * len(inputs)
         for x in inputs:
             for t, token in enumerate(x):
                 results[:, token] = _attention(row, token, [*x[: t + 1]])[0]
@@ -43,7 +45,8 @@ def literal(module, query, key, value, attention_mask, scaling=None, sliding_win
                 continue
             pairs = [_attention(row, token, [*x, *own]) for x in inputs]
             outs, lses = torch.stack([out for out, _ in pairs]), torch.stack([lse for _, lse in pairs])
-            scores = lses.softmax(dim=0) if definition.weighting == "fid" else torch.full_like(lses, 1 / len(pairs))
+            is_fid = definition.weighting == "fid"
+            scores = lses.softmax(dim=0) if is_fid else torch.tensor(weights, dtype=lses.dtype)[:, None]
             results[:, token] = (scores[..., None] * outs).sum(dim=0)
     return results.transpose(0, 1)[None].contiguous(), None
 

@@ -86,6 +86,16 @@ def test_row_predicts_each_trained_token_from_the_one_before(tokenizer):
     assert row.input_ids.shape == row.position_ids.shape == (1, row.layout.num_tokens)
 
 
+def test_shares_of_roles_reach_the_samples_of_a_row(tokenizer):
+    entries = [SampleInput(role, ({"role": "user", "content": role},)) for role in ("full", "constraint", "base")]
+    samples = [Sample("r", "test", "", tuple(inputs), "x") for inputs in (entries, entries[:1])]
+    encoded = [encode_sample(sample, ChatTemplate(tokenizer)) for sample in samples]
+    assert [sample.roles for sample in encoded] == [("full", "constraint", "base"), ("full",)]
+    layout = build_row(encoded, shares={"full": 0.5}).layout
+    assert [sample.weights for sample in layout.samples] == [(0.5, 0.25, 0.25), (1.0,)]
+    assert [sample.weights for sample in build_row(encoded).layout.samples] == [(), ()]
+
+
 REFUSED = {
     "never-ends": (
         CHATML.replace("<|im_end|>", "</s>"),

@@ -128,6 +128,21 @@ def test_a_recipe_of_a_byte_order_mark_and_windows_line_ends_loads(write_recipe,
             "r.yaml:9: miso.chunks: got {0: 1}; must be a mapping such as {1: 0.5, 2: 0.5}",
         ),
         (
+            "mode: para",
+            "mode: para\n  weights: {ful: 0.5}",
+            "r.yaml:9: miso.weights: got {ful: 0.5}; must be a mapping such as {full: 0.5}",
+        ),
+        (
+            "mode: para",
+            "mode: para\n  weights: {full: 0}",
+            "r.yaml:9: miso.weights: got {full: 0}; must be a mapping such as {full: 0.5}",
+        ),
+        (
+            "mode: para",
+            "mode: para\n  weights: {full: 0.7, base: 0.4}",
+            "r.yaml:9: miso.weights: got {full: 0.7, base: 0.4}; the shares must sum to 1 at most, and sum to 1.1",
+        ),
+        (
             "name: small",
             "name: a/b",
             "r.yaml:1: name: got 'a/b'; must be a folder name: a letter or digit, then ",
@@ -200,6 +215,38 @@ def test_a_wrong_recipe_says_where_and_what_is_allowed(write_recipe, small_recip
         (
             ["miso.positions=aligned", "miso.mode=succ"],
             "miso.mode=succ: miso.mode 'succ' needs miso.positions 'auto' or 'successive', got 'aligned'",
+        ),
+        (
+            ["miso.weighting=fixed"],
+            "miso.weighting=fixed: miso.weighting 'fixed' needs miso.weights, such as {full: 0.5}",
+        ),
+        (
+            ["miso.weights={full: 0.5}"],
+            "miso.weights={full: 0.5}: miso.weights are for miso.weighting 'fixed', got miso.weighting 'uniform'",
+        ),
+        (
+            ["miso.weighting=fixed", "miso.weights={full: 0.5}", "miso.mode=succ"],
+            "miso.mode=succ: miso.weighting 'fixed' is for miso.mode 'para', got miso.mode 'succ', whose chunks all "
+            "have one role; use 'uniform'",
+        ),
+        (
+            ["miso.weighting=fixed", "miso.weights={full: 0.5}", "miso.mode=flat"],
+            "miso.mode=flat: miso.weighting 'fixed' is for miso.mode 'para', got miso.mode 'flat', whose "
+            "samples have one input each; use 'uniform'",
+        ),
+        (
+            ["miso.weighting=fixed", "miso.weights={full: 0.5}", "miso.inputs=[constraint, base]"],
+            "miso.inputs=[constraint, base]: miso.weights names 'full', which miso.inputs leaves out",
+        ),
+        (
+            ["miso.weighting=fixed", "miso.weights={full: 0.5, base: 0.4}", "miso.inputs=[full, base]"],
+            "miso.inputs=[full, base]: miso.weights names every role of miso.inputs: its shares must sum to 1, and "
+            "sum to 0.9",
+        ),
+        (
+            ["miso.weighting=fixed", "miso.weights={full: 0.5, base: 0.5}"],
+            "miso.weights={full: 0.5, base: 0.5}: miso.weights leaves nothing for 'constraint' of "
+            "miso.inputs; lower a share, or leave the role out",
         ),
         (
             ["train.epochs=null"],

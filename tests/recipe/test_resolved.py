@@ -55,6 +55,14 @@ def test_overrides_round_trip(small_path, chosen):
     assert load_recipe(again).recipe == resolved.recipe
 
 
+def test_shares_of_roles_round_trip(small_path):
+    resolved = load_recipe(small_path, ["miso.weighting=fixed", "miso.weights={full: 0.5, base: 0.1}"])
+    assert resolved.recipe.miso.weights == {"full": 0.5, "base": 0.1}
+    again = Path("again.yaml")
+    again.write_text(dump(resolved), encoding="utf-8")
+    assert load_recipe(again).recipe == resolved.recipe
+
+
 def test_the_dump_has_one_line_and_one_origin_for_each_field(small_path):
     resolved = load_recipe(small_path, ["train.max_steps=20", "deepspeed.stage=2"])
     lines = [line for line in list_lines(resolved) if line.origin]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import make_tokenizer
 
 from misotune.recipe.checking import check_recipe
 from misotune.recipe.schema import Recipe
@@ -58,3 +59,32 @@ def make_recipe(tiny_model_dir: Path, dataset: Path, tmp_path: Path) -> Callable
         return recipe
 
     return make
+
+
+@pytest.fixture(scope="session")
+def capped_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Gemma-2, whose scores are capped at 50, with a window of 40 tokens in every other layer."""
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    tokenizer = make_tokenizer()
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=40,
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-gemma2")
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

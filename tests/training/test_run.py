@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.attention.tiny_models import Literal, register_literal
 from transformers import AutoModelForCausalLM
 
 from misotune.errors import RunError, UsageError
 from misotune.training.checkpoints import list_checkpoints
+from misotune.training.loss import step_loss
 from misotune.training.run import Watcher, prepare_run, train
 
 
@@ -59,26 +61,58 @@ def test_para_with_the_full_input_alone_is_sft_step_by_step(make_recipe):
     assert para == sft
 
 
+def load_stock(source, dtype):
+    model = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, attn_implementation="eager")
+    forward = model.forward
+    model.forward = lambda miso=None, position_ids=None, **rest: forward(**rest)
+    return model
+
+
 def test_sft_equals_stock_attention_step_by_step(make_recipe, monkeypatch):
     """The same rows through transformers' own eager attention, one sample a row."""
     from misotune.training import run as module
 
     recipe = make_recipe("miso", miso={"mode": "sft"}, train={"pack": False})
     ours = run_losses(recipe)
-
-    def load_stock(source, dtype):
-        model = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, attn_implementation="eager")
-        forward = model.forward
-        model.forward = lambda miso=None, position_ids=None, **rest: forward(**rest)
-        return model
-
     monkeypatch.setattr(module, "load_model", load_stock)
     stock = run_losses(recipe.model_copy(update={"name": "stock"}))
     assert ours == pytest.approx(stock, rel=1e-5)
 
 
+def test_shares_of_roles_give_the_loss_and_gradient_of_the_literal_equation(make_recipe):
+    """The first micro-batch of a run, packed; its roles are full, one to three constraints, base."""
+    register_literal()
+    recipe = make_recipe(miso={"weighting": "fixed", "weights": {"full": 0.5}}, train={"tokens_per_micro_batch": 1500})
+    batch = prepare_run(recipe, num_devices=1, watcher=Watcher()).micro_batches[0]
+    layout = batch["miso"].layout
+    numbers = [len(sample.inputs) for sample in layout.samples]
+    assert len(set(numbers)) > 1
+    samples = [([range(*x) for x in sample.inputs], range(*sample.output)) for sample in layout.samples]
+    weights = [[0.5] + [0.5 / (n - 1)] * (n - 1) for n in numbers]
+    literal = {"literal": Literal(samples, weights=weights)}
+    ours = loss_and_gradient(recipe, "miso", batch, {"miso": batch["miso"]})
+    torch.testing.assert_close(ours, loss_and_gradient(recipe, "literal", batch, literal), rtol=1e-6, atol=1e-7)
+    uniform = loss_and_gradient(recipe, "literal", batch, {"literal": Literal(samples)})
+    assert (ours[1] - uniform[1]).abs().max() > 1e-3
+
+
+def loss_and_gradient(recipe, attention, batch, arguments):
+    model = AutoModelForCausalLM.from_pretrained(recipe.model.name, dtype=torch.float64, attn_implementation=attention)
+    inputs = {key: batch[key] for key in ("input_ids", "position_ids", "logits_to_keep")}
+    logits = model(**inputs, **arguments, use_cache=False).logits
+    loss = step_loss(logits, batch["targets"], batch["num_trained_in_step"], num_devices=1)
+    loss.backward()
+    return loss.detach(), torch.cat([weight.grad.flatten() for weight in model.parameters()])
+
+
+def test_shares_of_roles_leave_one_input_as_it_is(make_recipe):
+    miso = {"mode": "para", "inputs": ["full"], "weighting": "fixed", "weights": {"full": 1.0}}
+    assert run_losses(make_recipe("fixed", miso=miso)) == run_losses(make_recipe("sft", miso={"mode": "sft"}))
+
+
 MODES = {
     "para": {"mode": "para"},
+    "fixed": {"mode": "para", "weighting": "fixed", "weights": {"full": 0.5, "base": 0.1}},
     "fid": {"mode": "para", "weighting": "fid"},
     "vanilla-start": {"mode": "para", "weighting": "vanilla", "positions": "start"},
     "succ": {"mode": "succ"},
@@ -104,6 +138,36 @@ def test_reference_kernel_gives_the_same_losses(make_recipe):
     assert run_losses(make_recipe("a", miso={"kernel": "reference"})) == pytest.approx(
         run_losses(make_recipe("b", miso={"kernel": "flash"})), rel=1e-5
     )
+
+
+def planned_kernel(recipe):
+    return prepare_run(recipe, num_devices=1, watcher=Watcher()).plan["kernel"]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the plan names the accelerator's kernel")
+def test_plan_names_the_kernel_and_why_it_is_not_flash(make_recipe, capped_model_dir):
+    assert planned_kernel(make_recipe()) == "flash (CPU)"
+    assert planned_kernel(make_recipe(miso={"kernel": "reference"})) == "reference"
+    assert planned_kernel(make_recipe(miso={"kernel": "eager"})) == "eager"
+    capped = make_recipe(model={"name": str(capped_model_dir)})
+    assert planned_kernel(capped) == "eager, since 'flash' cannot be used: it does not cap scores (softcap 50)"
+
+
+def test_forced_kernel_that_cannot_do_it_is_refused_before_training(make_recipe, capped_model_dir):
+    recipe = make_recipe(model={"name": str(capped_model_dir)}, miso={"kernel": "flash"})
+    message = r"miso.kernel: gemma2: kernel 'flash' cannot be used: it does not cap scores .* use 'auto' or 'eager'"
+    with pytest.raises(UsageError, match=message):
+        train(recipe, "name: test\n")
+    assert not Path(recipe.output.runs_dir, "run").exists()
+
+
+def test_capped_scores_train_as_in_stock_transformers(make_recipe, capped_model_dir, monkeypatch):
+    from misotune.training import run as module
+
+    recipe = make_recipe("ours", model={"name": str(capped_model_dir)}, miso={"mode": "sft"}, train={"pack": False})
+    ours = run_losses(recipe)
+    monkeypatch.setattr(module, "load_model", load_stock)
+    assert ours == pytest.approx(run_losses(recipe.model_copy(update={"name": "stock"})), rel=1e-5)
 
 
 def test_bfloat16_follows_float32(make_recipe):
@@ -150,6 +214,15 @@ def test_resuming_with_another_schedule_is_refused(make_recipe):
     (run.final / "config.json").unlink()  # as if the run had died before its end
     with pytest.raises(UsageError, match="cannot go on: its plan had steps 4, now it is 5; resume with the run's own"):
         train(make_recipe(train=settings | {"max_steps": 5}), "name: test\n", resume=True)
+
+
+def test_resuming_with_other_shares_is_refused(make_recipe):
+    settings = {"max_steps": 2, "save_every_steps": 1}
+    miso = {"weighting": "fixed", "weights": {"full": 0.5}}
+    run = train(make_recipe(train=settings, miso=miso), "name: test\n")
+    (run.final / "config.json").unlink()  # as if the run had died before its end
+    with pytest.raises(UsageError, match=r"its plan had weights \{'full': 0.5\}, now it is \{'full': 0.6\}"):
+        train(make_recipe(train=settings, miso=miso | {"weights": {"full": 0.6}}), "name: test\n", resume=True)
 
 
 def test_failed_start_leaves_the_earlier_run_alone(make_recipe):

@@ -64,27 +64,6 @@ def miso_attention(
     return function.apply(q, k, v, plan, scale, chosen)
 
 
-def output_share(
-    q: Float[Tensor, "T H D"],
-    k: Float[Tensor, "T K D"],
-    v: Float[Tensor, "T K D"],
-    plan: RowPlan,
-    *,
-    scale: float,
-    kernel: Kernel,
-) -> Float[Tensor, "H Y"]:
-    """Returns the share of attention that output tokens pay to the output, their own key included.
-
-    It is A_out of the paper's equation 6, under the plan's weighting; the outputs of samples with several inputs
-    stand one after the other, ordered by their number of inputs.
-    """
-    own = kernel.forward(q, k, v, plan.segments, scale)
-    own_lse = [own.lse[:, outputs.stack.queries.index(q.device)] for outputs in plan.fused]
-    _, lse, _ = _forward(q, k, v, plan, scale, kernel)
-    norms = [lse[:, outputs.stack.queries.index(q.device)] for outputs in plan.fused]
-    return (torch.cat(own_lse, dim=1) - torch.cat(norms, dim=1)).exp()
-
-
 class _MisoAttention(torch.autograd.Function):
     """A row's two calls, forward and backward."""
 

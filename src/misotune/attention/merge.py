@@ -65,13 +65,14 @@ def merge(
     """
     own_lse = own.lse + log_copies
     lse = torch.logaddexp(groups.lse, own_lse)
-    share, own_share = per_head((groups.lse - lse).exp()), per_head((own_lse - lse).exp())
+    share = per_head((groups.lse - lse).exp())
     weights = log_weights.exp()[..., None, None]
     own_out = own.out.to(lse.dtype)
     result, total = torch.empty_like(own_out), torch.zeros_like(own_out)
     # Group by group and in place: a few passes over what fits a cache, and no memory that must first be mapped.
     for g, group_out in enumerate(groups.out):
-        result.copy_(group_out).mul_(share[g]).addcmul_(own_share[g], own_out)
+        # The two shares sum to one: A_o + share (A_g - A_o).
+        torch.lerp(own_out, result.copy_(group_out), share[g], out=result)
         group_out.copy_(result)
         total.addcmul_(result, weights[g])
     norms = lse - log_weights[:, None]

@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AttentionMaskInterface, PretrainedConfig
 
 from misotune.attention.fused import miso_attention
+from misotune.attention.kernels import select_kernel
 from misotune.attention.plan import RowPlan, plan_row
 from misotune.attention.spans import PackedLayout
 from misotune.errors import UnsupportedModelError
@@ -137,8 +138,8 @@ def _position_reasons(config: PretrainedConfig, max_length: int | None) -> Itera
             yield f"rope_type={kind['rope_type']!r} is not known to rest on differences of positions alone"
     for feature, limit in sorted(limits.items()):
         if max_length is None or max_length > limit:
-            yours = "" if max_length is None else f", and data.max_length is {max_length}"
-            yield f"{feature} depends on the row's length or position beyond {limit} tokens{yours}"
+            asked = "" if max_length is None else f", and rows may have {max_length} here (a recipe: data.max_length)"
+            yield f"{feature} depends on the row's length or position beyond {limit} tokens{asked}"
 
 
 def _position_limits(config: PretrainedConfig, rope: dict[str, Any]) -> Iterator[tuple[str, int]]:
@@ -177,6 +178,39 @@ def _class_reasons(config: PretrainedConfig) -> Iterator[str]:
         yield "transformers has no causal language model for it"
     elif not all(model._supports_attention_backend for model in classes):
         yield "its attention does not go through transformers' AttentionInterface"
+
+
+def describe_kernel(config: PretrainedConfig, name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Returns which kernel a model's attention takes, with the reason where `auto` cannot take flash.
+
+    Args:
+        config: The model's configuration.
+        name: `auto`, `flash`, `eager` or `reference`.
+        device: Where the model runs.
+        dtype: The type of its queries, keys and values.
+
+    Raises:
+        ValueError: An unknown name, or `flash` where it cannot be; with the reason.
+    """
+    if name == "reference":
+        return name
+    text = config.get_text_config(decoder=True)
+    needs = (device, dtype, _head_size(text), getattr(text, "attn_logit_softcapping", None))
+    if name != "auto":
+        return select_kernel(name, *needs).name
+    try:
+        return select_kernel("flash", *needs).name
+    except ValueError as error:
+        reason = str(error).removeprefix("kernel ").partition(";")[0]
+    return f"{select_kernel(name, *needs).name}, since {reason}"
+
+
+def _head_size(config: PretrainedConfig) -> int:
+    """Returns the largest head size of a model's layers, of queries or of values."""
+    names = ("head_dim", "global_head_dim", "v_head_dim")
+    latent = getattr(config, "qk_nope_head_dim", None) or 0, getattr(config, "qk_rope_head_dim", None) or 0
+    sizes = [*(getattr(config, name, None) or 0 for name in names), sum(latent)]
+    return max(sizes) or config.hidden_size // config.num_attention_heads
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

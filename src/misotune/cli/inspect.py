@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -138,7 +139,7 @@ def _show(study: "DilutionStudy", console: Console) -> None:
 
 def _shares_table(study: "DilutionStudy") -> Table:
     found = study.dilution
-    table = Table(title=f"the output's share of attention in percent: {study.title}", title_justify="left")
+    table = Table(title=f"the output's share of attention in percent: {escape(study.title)}", title_justify="left")
     table.add_column("n", justify="right")
     for name in found.shares:
         table.add_column(name, justify="right")

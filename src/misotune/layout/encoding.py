@@ -29,6 +29,7 @@ class EncodedSample:
         is_trained: For each output token, whether its prediction is trained.
         num_opening_tokens: Tokens of the first input before its first user text: BOS, system prompt, header.
         can_chunk: Whether succ may cut its one input.
+        roles: The part that each input plays; empty: not known.
     """
 
     id: str
@@ -37,6 +38,7 @@ class EncodedSample:
     is_trained: NDArray[np.bool_]
     num_opening_tokens: int = 0
     can_chunk: bool = True
+    roles: tuple[str, ...] = ()
 
     @property
     def num_input_tokens(self) -> int:
@@ -106,6 +108,7 @@ def encode_sample(sample: Sample, template: ChatTemplate) -> EncodedSample:
         is_trained=np.array([False] * len(opening) + [True] * len(response)),
         num_opening_tokens=len(template.opening_ids(sample.inputs[0].messages)),
         can_chunk=len(sample.inputs) == 1,
+        roles=tuple(entry.role for entry in sample.inputs),
     )
 
 
@@ -131,6 +134,7 @@ def _encode_chat(sample: Sample, template: ChatTemplate) -> EncodedSample:
         output=_ids(ids[first:end]),
         is_trained=is_trained[first:end],
         can_chunk=False,
+        roles=(sample.inputs[0].role,),
     )
 
 

@@ -5,7 +5,9 @@ A row holds its samples one after the other, and each sample its inputs, then it
     x_1 | x_2 | ... | x_n | y || x_1 | ... | y || ...
 """
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -37,9 +39,17 @@ class RowLayout:
 
     @classmethod
     def from_lengths(
-        cls, lengths: Sequence[tuple[Sequence[int], int]], positions: Positions = "aligned"
+        cls,
+        lengths: Sequence[tuple[Sequence[int], int]],
+        positions: Positions = "aligned",
+        weights: Sequence[tuple[float, ...]] | None = None,
     ) -> "RowLayout":
         """Returns the layout of a row from (input lengths, output length) of each sample.
+
+        Args:
+            lengths: Of each sample.
+            positions: How positions count.
+            weights: Each sample's weights under the weighting `fixed`; None: equal ones.
 
         Raises:
             ValueError: A sample without inputs, or a length below one.
@@ -54,14 +64,14 @@ class RowLayout:
         """
         samples: list[SampleSpans] = []
         start = 0
-        for input_lengths, output_length in lengths:
+        for (input_lengths, output_length), own in zip(lengths, weights or [()] * len(lengths), strict=True):
             if not input_lengths or min(*input_lengths, output_length, output_length) < 1:
                 raise ValueError(f"a sample needs inputs and an output, got lengths {input_lengths}, {output_length}")
             stops = [start]
             for length in (*input_lengths, output_length):
                 stops.append(stops[-1] + length)
             spans = [Span(start, stop) for start, stop in pairwise(stops)]
-            samples.append(SampleSpans(tuple(spans[:-1]), spans[-1]))
+            samples.append(SampleSpans(tuple(spans[:-1]), spans[-1], own))
             start = stops[-1]
         return cls(tuple(samples), positions)
 
@@ -96,9 +106,19 @@ class PackedRow:
     targets: Int[Tensor, "P"]
 
 
-def build_row(samples: Sequence[EncodedSample], positions: Positions = "aligned") -> PackedRow:
-    """Returns the packed row of encoded samples, in their order."""
-    layout = RowLayout.from_lengths([(list(map(len, s.inputs)), len(s.output)) for s in samples], positions)
+def build_row(
+    samples: Sequence[EncodedSample], positions: Positions = "aligned", shares: Mapping[str, float] | None = None
+) -> PackedRow:
+    """Returns the packed row of encoded samples, in their order.
+
+    Args:
+        samples: The samples.
+        positions: How positions count.
+        shares: Of roles, for the weighting `fixed` (`input_weights`); None: equal weights.
+    """
+    lengths = [(list(map(len, s.inputs)), len(s.output)) for s in samples]
+    weights = [input_weights(s.roles, shares) for s in samples] if shares else None
+    layout = RowLayout.from_lengths(lengths, positions, weights)
     ids = np.concatenate([part for s in samples for part in (*s.inputs, s.output)])
     flags = [part for s in samples for part in (np.zeros(s.num_input_tokens, dtype=bool), s.is_trained)]
     trained = torch.as_tensor(np.concatenate(flags).nonzero()[0])
@@ -112,6 +132,24 @@ def build_row(samples: Sequence[EncodedSample], positions: Positions = "aligned"
         predictors=trained - 1,
         targets=input_ids[trained],
     )
+
+
+def input_weights(roles: Sequence[str], shares: Mapping[str, float]) -> tuple[float, ...]:
+    """Returns each input's weight, with sum 1, from the shares of roles; empty: equal weights.
+
+    A role's share is divided equally among the inputs of that role, and what the shares leave of 1 among the
+    inputs of all other roles. Where the sample lacks a role, the weights are scaled to sum 1.
+
+    >>> input_weights(["full", "constraint", "constraint", "base"], {"full": 0.5, "base": 0.25})
+    (0.5, 0.125, 0.125, 0.25)
+    >>> input_weights(["full", "base"], {"full": 0.5, "constraint": 0.375})
+    (0.8, 0.2)
+    """
+    rest = max(1 - math.fsum(shares.values()), 0.0)
+    numbers = Counter(role if role in shares else None for role in roles)
+    parts = [shares[role] / numbers[role] if role in shares else rest / numbers[None] for role in roles]
+    total = math.fsum(parts)
+    return tuple(part / total for part in parts) if total else ()
 
 
 def _positions(sample: SampleSpans, positions: Positions) -> list[Tensor]:

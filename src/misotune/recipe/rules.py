@@ -4,7 +4,8 @@ The rules take plain values, so that the loader can still check those whose fiel
 of the recipe are wrong, and report everything together.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,35 @@ def _positions_against_mode(positions: str, mode: str) -> str | None:
     return None
 
 
+def _weights_against_weighting(weights: Mapping[str, float], weighting: str) -> str | None:
+    if weighting == "fixed" and not weights:
+        return "miso.weighting 'fixed' needs miso.weights, such as {full: 0.5}"
+    if weights and weighting != "fixed":
+        return f"miso.weights are for miso.weighting 'fixed', got miso.weighting {weighting!r}"
+    return None
+
+
+def _weighting_against_mode(weighting: str, mode: str) -> str | None:
+    if weighting != "fixed" or mode == "para":
+        return None
+    why = "chunks all have one role" if mode == "succ" else "samples have one input each"
+    return f"miso.weighting 'fixed' is for miso.mode 'para', got miso.mode {mode!r}, whose {why}; use 'uniform'"
+
+
+def _weights_against_inputs(weights: Mapping[str, float], inputs: Sequence[str]) -> str | None:
+    if not weights:
+        return None
+    if absent := [role for role in weights if role not in inputs]:
+        return f"miso.weights names {absent[0]!r}, which miso.inputs leaves out"
+    total = math.fsum(weights.values())
+    others = [role for role in inputs if role not in weights]
+    if not others and total < 1 - 1e-6:
+        return f"miso.weights names every role of miso.inputs: its shares must sum to 1, and sum to {total:g}"
+    if others and total > 1 - 1e-6:
+        return f"miso.weights leaves nothing for {others[0]!r} of miso.inputs; lower a share, or leave the role out"
+    return None
+
+
 def _length_of_training(epochs: float | None, max_steps: int | None) -> str | None:
     if epochs is None and max_steps is None:
         return "train.epochs and train.max_steps are both null; give at least one"
@@ -61,6 +91,9 @@ def _offload_against_stage(offload: str, stage: int) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     Rule(("miso.positions", "miso.mode"), _positions_against_mode),
+    Rule(("miso.weights", "miso.weighting"), _weights_against_weighting),
+    Rule(("miso.weighting", "miso.mode"), _weighting_against_mode),
+    Rule(("miso.weights", "miso.inputs"), _weights_against_inputs),
     Rule(("train.epochs", "train.max_steps"), _length_of_training),
     Rule(("deepspeed.offload", "deepspeed.stage"), _offload_against_stage),
 )

@@ -23,6 +23,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 ChunkCount = Annotated[int, Field(ge=1, le=64)]
 
@@ -38,6 +39,13 @@ def _sums_to_one(probabilities: dict[int, float]) -> dict[int, float]:
     if abs(total - 1) > 1e-6:
         raise ValueError(f"the probabilities must sum to 1, and sum to {total:g}")
     return probabilities
+
+
+def _sums_to_one_at_most(shares: dict[InputRole, float]) -> dict[InputRole, float]:
+    total = math.fsum(shares.values())
+    if total > 1 + 1e-6:
+        raise ValueError(f"the shares must sum to 1 at most, and sum to {total:g}")
+    return shares
 
 
 def _tidy_properties(schema: dict[str, Any]) -> None:
@@ -105,9 +113,19 @@ class MisoSection(_Section):
     alone (the baseline). `flat`: every (input, output) pair as a sample of its own ("no MISO" in the paper's
     table 2)."""
 
-    weighting: Literal["uniform", "fid", "vanilla"] = "uniform"
-    """How the attention outputs of the inputs are fused: `uniform` (equation 3 with 1/n), `fid` (equation 7),
-    or `vanilla` (equation 4, the baseline that dilutes attention)."""
+    weighting: Literal["uniform", "fixed", "fid", "vanilla"] = "uniform"
+    """How the attention outputs of the inputs are fused: `uniform` (equation 3 with 1/n), `fixed` (equation 3
+    with the shares of `weights`), `fid` (equation 7), or `vanilla` (equation 4, the baseline that dilutes
+    attention)."""
+
+    weights: Annotated[
+        dict[InputRole, PositiveShare],
+        Field(json_schema_extra={"examples": [{"full": 0.5}]}),
+        AfterValidator(_sums_to_one_at_most),
+    ] = Field(default={})
+    """Weighting `fixed`: each role's share of the sum, divided equally among the sample's inputs of that role.
+    Inputs of roles not named divide what is left. Where a sample lacks a role, its other shares are scaled to
+    sum 1."""
 
     positions: Positions = "auto"
     """`aligned`: inputs end where the output begins. `start`: inputs begin at 0 (for baselines).
@@ -135,9 +153,10 @@ class MisoSection(_Section):
     chunk_prefix: Literal["none", "bos", "system"] = "none"
     """Mode succ: what the second and later chunks begin with: nothing, the BOS token, or the system turn."""
 
-    kernel: Literal["auto", "flash", "reference"] = "auto"
-    """`flash`: the two-call form on flash kernels. `reference`: the equations term by term, slow, on any
-    device. `auto`: flash where the device has it."""
+    kernel: Literal["auto", "flash", "eager", "reference"] = "auto"
+    """`flash`: the device's flash attention. `eager`: attention written out, on any device and for all models,
+    slow. `reference`: the equations term by term, for checks. `auto`: flash where the device, the number format
+    and the model allow it, else eager; the plan says which and why."""
 
     @property
     def chosen_positions(self) -> Literal["aligned", "start", "successive"]:

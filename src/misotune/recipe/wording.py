@@ -134,6 +134,8 @@ def _bounds(schema: Schema) -> str:
 
 
 def _written(example: Any) -> str:
-    # JSON has only text keys; in YAML the keys of a mapping are whole numbers here.
+    # JSON has only text keys; in YAML the keys of a mapping may be whole numbers.
     mapping = as_mapping(example)
-    return format_value({int(key): value for key, value in mapping.items()} if mapping else example)
+    if mapping is None:
+        return format_value(example)
+    return format_value({int(key) if str(key).isdigit() else key: value for key, value in mapping.items()})

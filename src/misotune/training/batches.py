@@ -1,6 +1,6 @@
 """Micro-batches: what the trainer's data loader hands to the model, one packed row at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         positions: How positions count.
         weighting: How attention results are fused.
         kernel: Which attention kernel.
+        shares: Of roles, for the weighting `fixed`.
         chunking: How inputs are cut (mode succ); None: samples stay whole.
     """
 
@@ -44,12 +45,14 @@ class MicroBatches(Dataset[dict[str, Any]]):
         positions: Positions,
         weighting: str,
         kernel: str,
+        shares: Mapping[str, float] | None = None,
         chunking: Chunking | None = None,
     ) -> None:
         self.samples = samples
         self.schedule = schedule
         self.positions: Positions = positions
         self.weighting = weighting
+        self.shares = shares
         self.kernel = kernel
         self.chunking = chunking
         self._num_tokens = np.array([sample.num_tokens for sample in samples])
@@ -67,7 +70,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
         entries = self._step_rows[1][slot]
         # Every device must run every micro-batch, or collectives would wait for ever: a device without a row
         # runs the step's first sample and trains none of its tokens.
-        row = build_row([self._sample(entry) for entry in entries or self._step_rows[1][0][:1]], self.positions)
+        members = [self._sample(entry) for entry in entries or self._step_rows[1][0][:1]]
+        row = build_row(members, self.positions, self.shares)
         none = torch.zeros(0, dtype=torch.long)
         return {
             "input_ids": row.input_ids,

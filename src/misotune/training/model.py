@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from misotune.attention import ATTENTION_NAME, check_model, register
+from misotune.attention.model import describe_kernel
 from misotune.errors import UsageError
 from misotune.hub import require_model
 from misotune.layout import ChatTemplate
@@ -48,6 +49,10 @@ def load_template(source: ModelSource) -> ChatTemplate:
 def load_config(source: ModelSource, max_length: int) -> Any:
     """Returns the model's configuration, once MISO attention is known to be exact for it.
 
+    Args:
+        source: The model.
+        max_length: Tokens of the longest pair of an input with the output.
+
     Raises:
         UnsupportedModelError: It would not be.
         UsageError: There is no such model.
@@ -55,6 +60,19 @@ def load_config(source: ModelSource, max_length: int) -> Any:
     config = _load(AutoConfig, source)
     check_model(config, max_length)
     return config
+
+
+def choose_kernel(config: Any, name: str, *, is_bf16: bool) -> str:
+    """Returns the attention kernel that training takes on this machine, and why.
+
+    Raises:
+        UsageError: The kernel is forced, and cannot do what the model needs.
+    """
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return describe_kernel(config, name, device, torch.bfloat16 if is_bf16 else torch.float32)
+    except ValueError as error:
+        raise UsageError(f"miso.kernel: {config.model_type}: {error}") from error
 
 
 def load_model(source: ModelSource, dtype: torch.dtype | str) -> Any:

@@ -9,8 +9,15 @@ from misotune.training.batches import MicroBatches
 from misotune.training.corpus import Corpus
 
 
-def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches) -> dict[str, Any]:
-    """Returns the plan as it is printed and kept in `plan.json`; lengths are in tokens."""
+def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches, kernel: str) -> dict[str, Any]:
+    """Returns the plan as it is printed and kept in `plan.json`; lengths are in tokens.
+
+    Args:
+        recipe: The recipe.
+        corpus: What is trained on.
+        micro_batches: In which order.
+        kernel: The attention kernel that was chosen, and why.
+    """
     schedule = micro_batches.schedule
     lengths = np.array(schedule.lengths)
     tokens, trained = (
@@ -31,8 +38,9 @@ def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches) -> di
         "data": corpus.account(),
         "mode": recipe.miso.mode,
         "weighting": recipe.miso.weighting,
+        "weights": recipe.miso.weights or None,
         "positions": recipe.miso.chosen_positions,
-        "kernel": recipe.miso.kernel,
+        "kernel": kernel,
         "trained_on": "the response and its end-of-turn token",
         "inputs_per_sample": {"mean": round(float(np.mean(inputs)), 2), "max": max(inputs)},
         "sample_length": {

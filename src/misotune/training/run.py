@@ -25,6 +25,7 @@ from misotune.training.model import (
     ModelSource,
     add_adapter,
     checkpoint_activations,
+    choose_kernel,
     end_turns,
     load_config,
     load_model,
@@ -34,6 +35,21 @@ from misotune.training.plan import make_plan
 from misotune.training.schedule import make_schedule
 from misotune.training.trainer import MisoTrainer, trainer_arguments
 from misotune.training.watch import CheckpointKeeper, MemoryReturner, MetricsWriter, StepMetrics
+
+# The number of devices, and so of accumulated micro-batches, may change: it does not change a step. Nor does the
+# kernel, within rounding.
+_SAME_WHEN_RESUMED = (
+    "model",
+    "dataset",
+    "data",
+    "mode",
+    "weighting",
+    "weights",
+    "positions",
+    "steps",
+    "samples_per_step",
+    "tokens",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +91,8 @@ def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> Prepar
             f"data.path: {recipe.data.path} is not there; make it with misotune prepare, or set data.path=PATH"
         )
     source = _model_source(recipe)
-    load_config(source, recipe.data.max_length)
+    config = load_config(source, recipe.data.max_length)
+    kernel = choose_kernel(config, recipe.miso.kernel, is_bf16=recipe.train.precision == "bf16")
     template = load_template(source)
     chunking = _chunking(recipe, template)
     corpus = read_corpus(
@@ -103,9 +120,10 @@ def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> Prepar
         positions=recipe.miso.chosen_positions,
         weighting=recipe.miso.weighting,
         kernel=recipe.miso.kernel,
+        shares={**recipe.miso.weights},
         chunking=chunking,
     )
-    return PreparedRun(template, corpus, micro_batches, make_plan(recipe, corpus, micro_batches))
+    return PreparedRun(template, corpus, micro_batches, make_plan(recipe, corpus, micro_batches, kernel))
 
 
 def train(
@@ -205,11 +223,10 @@ def _check_same_plan(run: RunFolder, plan: dict[str, Any]) -> None:
         UsageError: The plans differ, with the first difference.
     """
     before = run.read_plan()
-    # The number of devices, and so of accumulated micro-batches, may change: it does not change a step.
-    for key in ("model", "dataset", "data", "mode", "weighting", "positions", "steps", "samples_per_step", "tokens"):
-        if before[key] != plan[key]:
+    for key in _SAME_WHEN_RESUMED:
+        if before.get(key) != plan[key]:
             raise UsageError(
-                f"{run.path} cannot go on: its plan had {key} {before[key]!r}, now it is {plan[key]!r}; "
+                f"{run.path} cannot go on: its plan had {key} {before.get(key)!r}, now it is {plan[key]!r}; "
                 "resume with the run's own recipe and data, or start anew with name=OTHER"
             )
 

@@ -15,9 +15,10 @@ from misotune.attention.spans import Span
 # Rows of a batched call: enough that all threads have work, and no more memory than that takes.
 _ROWS_AT_ONCE = 4096
 
-# The CPU's flash backward reads keys in blocks of this many; in bfloat16, shorter blocks are slower than in
-# float32 (128 keys: by 2.5 times), since each matrix product is converted by itself.
-_CPU_KEY_BLOCK = 512
+# The flash backward works in tiles of 512 keys, and converts the operands of each product by itself: in half precision,
+# blocks up to this size are slower than in float32 (128 queries and keys: by 2.5 times).
+_SHORT_KEYS = 512
+_SHORT_QUERIES = 1024
 
 
 class CpuFlash:
@@ -38,7 +39,13 @@ class CpuFlash:
         result = empty_result(q, blocks)
         for run in _runs(blocks):
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                run.queries(q), run.keys(k), run.keys(v), 0.0, run.is_causal, attn_mask=run.mask(q), scale=scale
+                run.queries(q),
+                run.keys(k),
+                run.keys(v),
+                0.0,
+                run.is_causal,
+                attn_mask=run.mask(q, q.dtype),
+                scale=scale,
             )
             if run.is_all_of(blocks):
                 return BlockResult(out.transpose(1, 2).flatten(0, 1), lse.transpose(0, 1).flatten(1))
@@ -58,24 +65,20 @@ class CpuFlash:
         grads: Grads | None,
     ) -> Grads:
         """Returns the gradients of q, k and v, added to those of other calls."""
-        heads = self._for_heads_of(q, k), self._for_heads_of(q, v)
-        given = in_float32 = (grad, q, *heads)
+        keys, vals = self._for_heads_of(q, k), self._for_heads_of(q, v)
         sums = grads or Grads(*(torch.empty(x.shape, dtype=float_type(x)) for x in (q, k, v)))
         for run in _runs(blocks):
-            is_short = q.dtype in (torch.bfloat16, torch.float16) and len(run.first.keys) <= _CPU_KEY_BLOCK
-            if is_short and in_float32 is given:
-                in_float32 = tuple(x.float() for x in given)
-            grad_x, q_x, k_x, v_x = in_float32 if is_short else given
+            dtype = float_type(q) if run.is_short else q.dtype
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                run.queries(grad_x),
-                run.queries(q_x),
-                run.keys(k_x),
-                run.keys(v_x),
-                run.out(values).to(q_x.dtype),
+                _as_type(run.queries(grad), dtype),
+                _as_type(run.queries(q), dtype),
+                _as_type(run.keys(keys), dtype),
+                _as_type(run.keys(vals), dtype),
+                _as_type(run.out(values), dtype),
                 run.lse(values).contiguous(),
                 0.0,
                 run.is_causal,
-                attn_mask=run.mask(q_x),
+                attn_mask=run.mask(q, dtype),
                 scale=scale,
             )
             if grads is None and run.is_all_of(blocks) and parts[1].shape[1] == k.shape[1]:
@@ -128,6 +131,11 @@ class _Run:
         stacked = rows.view(len(rows), self.count, self.num_rows)
         return stacked[..., : len(self.first.queries)].transpose(0, 1)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the backward in half precision would be slower than in float32."""
+        return len(self.first.keys) <= _SHORT_KEYS and len(self.first.queries) <= _SHORT_QUERIES
+
     def is_all_of(self, blocks: Blocks) -> bool:
         """Whether the run holds every row of a call: what the operator returns is the result."""
         return self.count * len(self.first.queries) == blocks.num_rows
@@ -137,12 +145,12 @@ class _Run:
         """Whether the kernel's own causal mask, which begins at the first key, is right."""
         return self.reads_left_only and self.first.left is None and len(self.first.queries) == len(self.first.keys)
 
-    def mask(self, q: Tensor) -> Tensor | None:
+    def mask(self, q: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Returns what is added to the scores, where the kernel's own masks do not serve."""
         if self.is_causal:
             return None
         seen = band(self.first, self.reads_left_only, 0, len(self.first.queries), q.device)
-        return None if seen is None else torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -math.inf)
+        return None if seen is None else torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -math.inf)
 
 
 def _runs(blocks: Blocks) -> Iterator[_Run]:
@@ -169,6 +177,11 @@ def _steps(a: Block, b: Block) -> tuple[int, int] | None:
     return steps if steps[0] >= 0 and steps[1] > 0 else None
 
 
+def _as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a run's view in another type; what is the same for all its blocks is converted once."""
+    return x[:1].to(dtype).expand(x.shape) if x.stride(0) == 0 else x.to(dtype)
+
+
 def _collect(total: Tensor, part: Tensor, view: Callable[[Tensor], Tensor], *, is_first: bool) -> None:
     """Puts a run's part (N, heads, tokens, D) into the sum, or adds it."""
     place = view(total)
@@ -177,8 +190,9 @@ def _collect(total: Tensor, part: Tensor, view: Callable[[Tensor], Tensor], *, i
         part = part.reshape(count, place.shape[1], heads // place.shape[1], tokens, size).sum(dim=2)
     if is_first:
         place.copy_(part)
-    elif place.stride(0) == 0:  # all blocks have the same queries
-        place[0].add_(part.sum(dim=0) if len(part) > 1 else part[0])
+    elif place.stride(0) == 0:  # all blocks have the same queries; one by one, they stay in the cache
+        for block in part:
+            place[0].add_(block)
     else:
         place.add_(part)
 

@@ -1,0 +1,81 @@
+"""The result folder of an analysis of dilution.
+
+FOLDER/
+    dilution.json         settings, rows, shares by weighting, number of inputs and layer; fluency, where measured
+    dilution.csv          the shares, one line for each weighting, number of inputs and layer
+    dilution.svg, .png    the picture
+    continuations.jsonl   the texts, one a line, where they were asked for
+"""
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from misotune.analysis.continuations import Continuation
+from misotune.analysis.dilution import Dilution
+from misotune.analysis.plots import draw_dilution
+from misotune.errors import RunError, UsageError
+from misotune.storage import replace_folder
+
+RESULT_FILE = "dilution.json"
+SHARES_FILE = "dilution.csv"
+PICTURES = ("dilution.svg", "dilution.png")
+TEXTS_FILE = "continuations.jsonl"
+
+
+def check_result_folder(folder: Path) -> None:
+    """Makes sure that a result may be written to `folder`: an older result is replaced, nothing else is.
+
+    Raises:
+        UsageError: `folder` is a file, or a folder that holds something else.
+    """
+    if folder.is_file():
+        raise UsageError(f"{folder}: is a file; name a folder with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RESULT_FILE).is_file():
+        raise UsageError(f"{folder}: holds files that are no result of inspect dilution; name another with --out")
+
+
+def write_result(
+    folder: Path, result: Mapping[str, Any], dilution: Dilution, texts: Sequence[Continuation], title: str
+) -> None:
+    """Writes the folder, beside its place first and renamed last, so that it is whole when it is there.
+
+    Args:
+        folder: Where to.
+        result: The content of dilution.json.
+        dilution: The shares.
+        texts: The continuations; none: no file of them.
+        title: The picture's second line.
+
+    Raises:
+        UsageError: `folder` holds something else than an older result.
+        RunError: The folder cannot be written.
+    """
+    check_result_folder(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        text = json.dumps(result, indent=2, ensure_ascii=False)
+        (partial / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
+        _write_shares(partial / SHARES_FILE, dilution)
+        draw_dilution(dilution, title, [partial / name for name in PICTURES])
+        if texts:
+            lines = (json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts)
+            (partial / TEXTS_FILE).write_text("".join(lines), encoding="utf-8")
+        replace_folder(partial, folder)
+    except OSError as error:
+        raise RunError(f"{folder}: the result cannot be written: {error.strerror or error}") from error
+
+
+def _write_shares(path: Path, dilution: Dilution) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("weighting", "num_inputs", "layer", "output_share"))
+        for name in dilution.shares:
+            for n, layers in zip(dilution.counts, dilution.by_layer(name).tolist(), strict=True):
+                writer.writerows((name, n, layer, f"{share:.6f}") for layer, share in enumerate(layers, start=1))
