@@ -1,8 +1,14 @@
-"""Flash attention on the CPU, block by block: blocks of the same size at even steps are one batched call."""
+"""Flash attention on the CPU, block by block: blocks of the same size at even steps are one batched call.
+
+Backward, large causal blocks are parted: the operator works in tiles of 512 keys and computes the whole of those that
+the diagonal crosses. With `lse` and `out` given, the gradient is a sum over any parts of the keys, so a causal block is
+its two halves and the rectangle between them, and so on down to `_CAUSAL_LEAF` tokens.
+"""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +25,9 @@ _ROWS_AT_ONCE = 4096
 # blocks up to this size are slower than in float32 (128 queries and keys: by 2.5 times).
 _SHORT_KEYS = 512
 _SHORT_QUERIES = 1024
+
+# Tokens of the largest causal block that the backward takes whole.
+_CAUSAL_LEAF = 128
 
 
 class CpuFlash:
@@ -37,7 +46,7 @@ class CpuFlash:
         """Returns each block's result and log-sum-exp."""
         k, v = self._for_heads_of(q, k), self._for_heads_of(q, v)
         result = empty_result(q, blocks)
-        for run in _runs(blocks):
+        for run in _runs(_whole(blocks), blocks.is_causal, most_rows=blocks.num_rows):
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 run.queries(q),
                 run.keys(k),
@@ -67,7 +76,10 @@ class CpuFlash:
         """Returns the gradients of q, k and v, added to those of other calls."""
         keys, vals = self._for_heads_of(q, k), self._for_heads_of(q, v)
         sums = grads or Grads(*(torch.empty(x.shape, dtype=float_type(x)) for x in (q, k, v)))
-        for run in _runs(blocks):
+        diagonal, rest = _parted(_whole(blocks)) if blocks.is_causal else (_whole(blocks), [])
+        runs = [*_runs(diagonal, blocks.is_causal, _ROWS_AT_ONCE), *_runs(rest, False, _ROWS_AT_ONCE)]
+        is_new = grads is None
+        for run in runs:
             dtype = float_type(q) if run.is_short else q.dtype
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 _as_type(run.queries(grad), dtype),
@@ -81,10 +93,11 @@ class CpuFlash:
                 attn_mask=run.mask(q, dtype),
                 scale=scale,
             )
-            if grads is None and run.is_all_of(blocks) and parts[1].shape[1] == k.shape[1]:
+            if grads is None and len(runs) == 1 and run.is_all_of(blocks) and parts[1].shape[1] == k.shape[1]:
                 return Grads(*(part.transpose(1, 2).flatten(0, 1) for part in parts))
             for total, part, view in zip(sums, parts, (run.queries, run.keys, run.keys), strict=True):
-                _collect(total, part, view, is_first=grads is None)
+                # The diagonal holds every token once, and comes first.
+                _collect(total, part, view, is_first=is_new and run.reads_left_only)
         return sums
 
     def _for_heads_of(self, q: Tensor, x: Tensor) -> Tensor:
@@ -100,8 +113,8 @@ class _Run:
         count: Blocks.
         query_step: Tokens from one block's queries to the next's: 0 if all read with the same.
         key_step: Tokens from one block's keys to the next's.
-        row: The first row of the result; the rows of a block follow one another, and so do blocks.
-        num_rows: Rows of a block.
+        row: The first block's first row in the result.
+        row_step: Rows from one block's to the next's.
         reads_left_only: No query reads a key to the right of its own.
     """
 
@@ -110,7 +123,7 @@ class _Run:
     query_step: int
     key_step: int
     row: int
-    num_rows: int
+    row_step: int
     reads_left_only: bool
 
     def queries(self, x: Tensor) -> Tensor:
@@ -123,13 +136,12 @@ class _Run:
 
     def out(self, result: BlockResult) -> Tensor:
         """Returns the blocks' rows of the result as a view (N, H, T, D)."""
-        return _windows(result.out, Span(self.row, self.row + len(self.first.queries)), self.num_rows, self.count)
+        return _windows(result.out, Span(self.row, self.row + len(self.first.queries)), self.row_step, self.count)
 
     def lse(self, result: BlockResult) -> Tensor:
         """Returns the blocks' rows of the log-sum-exps as a view (N, H, T)."""
-        rows = result.lse[:, self.row : self.row + self.count * self.num_rows]
-        stacked = rows.view(len(rows), self.count, self.num_rows)
-        return stacked[..., : len(self.first.queries)].transpose(0, 1)
+        rows = Span(self.row, self.row + len(self.first.queries))
+        return _windows(result.lse.T[..., None], rows, self.row_step, self.count)[..., 0]
 
     @property
     def is_short(self) -> bool:
@@ -153,28 +165,64 @@ class _Run:
         return None if seen is None else torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -math.inf)
 
 
-def _runs(blocks: Blocks) -> Iterator[_Run]:
-    """Yields the blocks, those of the same size at even steps as one."""
-    items = blocks.items
+class _Part(NamedTuple):
+    """A block or a part of one, and its first row in the result."""
+
+    block: Block
+    row: int
+
+
+def _whole(blocks: Blocks) -> list[_Part]:
+    """Returns the blocks as they are, but for queries that read no key."""
+    parts = (_Part(with_keys(block), rows.start) for block, rows in zip(blocks.items, blocks.rows, strict=True))
+    return [part for part in parts if len(part.block.queries)]
+
+
+def _parted(parts: Iterable[_Part]) -> tuple[list[_Part], list[_Part]]:
+    """Returns causal blocks as small causal blocks along the diagonal, and the rectangles below it."""
+    diagonal: list[_Part] = []
+    rest: list[_Part] = []
+    todo = list(reversed(list(parts)))
+    while todo:
+        block, row = todo.pop()
+        length = len(block.queries)
+        if block.left is not None or length != len(block.keys) or length <= _CAUSAL_LEAF:
+            diagonal.append(_Part(block, row))
+            continue
+        # About half, in whole leaves: parts of the same size at even steps, of which many are one call.
+        half = _CAUSAL_LEAF * ((length + 2 * _CAUSAL_LEAF - 1) // (2 * _CAUSAL_LEAF))
+        first, second = _halves(block.queries, half), _halves(block.keys, half)
+        todo += [_Part(Block(first[1], second[1]), row + half), _Part(Block(first[0], second[0]), row)]
+        rest.append(_Part(Block(first[1], second[0]), row + half))
+    return diagonal, sorted(rest, key=lambda part: (len(part.block.keys), len(part.block.queries)))
+
+
+def _halves(span: Span, first: int) -> tuple[Span, Span]:
+    return Span(span.start, span.start + first), Span(span.start + first, span.stop)
+
+
+def _runs(parts: Sequence[_Part], reads_left_only: bool, most_rows: int) -> Iterator[_Run]:
+    """Yields the parts, those of the same size at even steps as one."""
     start = 0
-    while start < len(items):
-        first, num_rows = with_keys(items[start]), len(items[start].queries)
+    while start < len(parts):
+        block, row = parts[start]
         end = start + 1
-        steps = _steps(items[start], items[end]) if end < len(items) else None
-        most = min(len(items), start + max(1, _ROWS_AT_ONCE // num_rows))
-        while steps is not None and end < most and _steps(items[end - 1], items[end]) == steps:
+        steps = _steps(parts[start], parts[end]) if end < len(parts) else None
+        most = min(len(parts), start + max(1, most_rows // len(block.queries)))
+        while steps is not None and end < most and _steps(parts[end - 1], parts[end]) == steps:
             end += 1
-        if len(first.queries):
-            yield _Run(first, end - start, *(steps or (0, 0)), blocks.rows[start].start, num_rows, blocks.is_causal)
+        query_step, key_step, row_step = steps or (0, 0, 0)
+        yield _Run(block, end - start, query_step, key_step, row, row_step, reads_left_only)
         start = end
 
 
-def _steps(a: Block, b: Block) -> tuple[int, int] | None:
-    """Returns how far b's queries and keys lie behind those of a, if both have the same sizes."""
-    if (len(a.queries), len(a.keys), a.left) != (len(b.queries), len(b.keys), b.left):
+def _steps(a: _Part, b: _Part) -> tuple[int, int, int] | None:
+    """Returns how far b's queries, keys and rows lie behind those of a, if both have the same sizes."""
+    sizes = [(len(part.block.queries), len(part.block.keys), part.block.left) for part in (a, b)]
+    if sizes[0] != sizes[1]:
         return None
-    steps = b.queries.start - a.queries.start, b.keys.start - a.keys.start
-    return steps if steps[0] >= 0 and steps[1] > 0 else None
+    query_step, key_step = b.block.queries.start - a.block.queries.start, b.block.keys.start - a.block.keys.start
+    return (query_step, key_step, b.row - a.row) if query_step >= 0 and key_step > 0 and b.row > a.row else None
 
 
 def _as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
