@@ -1,6 +1,8 @@
 """Draws the pictures of the attention page from the code itself: `python docs/pictures/make.py`."""
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -28,14 +30,15 @@ def products(plan: RowPlan, num_tokens: int, output_start: int) -> np.ndarray:
     return grid
 
 
-def draw_grid(axes, grid: np.ndarray, bounds: list[int], names: list[str], title: str) -> None:
+def draw_grid(axes: Any, grid: np.ndarray, bounds: list[int], names: list[str], title: str) -> None:
+    """Draws which call computes each product."""
     axes.imshow(grid, cmap=ListedColormap([NOTHING, INPUTS, PAIRS, OUTPUT, PLAIN]), vmin=0, vmax=4)
     size = len(grid)
     for edge in range(size + 1):
         is_bound = edge in bounds
         for line in (axes.axhline, axes.axvline):
             line(edge - 0.5, color="black" if is_bound else "#DDDDDD", linewidth=1.2 if is_bound else 0.5)
-    centers = [(a + b - 1) / 2 for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    centers = [(a + b - 1) / 2 for a, b in pairwise(bounds)]
     axes.set_xticks(centers, names)
     axes.set_yticks(centers, names)
     axes.tick_params(length=0)
@@ -45,6 +48,7 @@ def draw_grid(axes, grid: np.ndarray, bounds: list[int], names: list[str], title
 
 
 def draw_calls() -> None:
+    """Draws a sample's products beside those of one causal row."""
     layout = RowLayout.from_lengths(LENGTHS)
     (sample,) = layout.samples
     bounds = [0, *(x.stop for x in sample.inputs), sample.output.stop]
@@ -65,6 +69,7 @@ def draw_calls() -> None:
 
 
 def draw_positions() -> None:
+    """Draws the tokens of a sample by position."""
     layout = RowLayout.from_lengths(LENGTHS)
     (sample,) = layout.samples
     positions = layout.position_ids.tolist()
@@ -89,11 +94,13 @@ def draw_positions() -> None:
     save(figure, "positions.svg")
 
 
-def save(figure, name: str) -> None:
+def save(figure: Any, name: str) -> None:
+    """Writes a picture without its date, so that the same picture is the same file."""
     figure.savefig(FOLDER / name, metadata={"Date": None})
 
 
 def main() -> None:
+    """Draws them all."""
     mpl.rcParams.update({"font.size": 11, "svg.hashsalt": "misotune", "svg.fonttype": "path"})
     draw_calls()
     draw_positions()

@@ -8,7 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from misotune.attention import WEIGHTINGS, fused, miso_attention, reference_attention
-from misotune.attention.kernels import eager
+from misotune.attention.kernels import cpu, eager
 from misotune.attention.merge import merge
 from misotune.layout import RowLayout
 
@@ -206,6 +206,21 @@ def test_last_queries_with_all_keys_equal_the_whole_row(inputs, weighting, windo
     for count in (1, 2, 9):
         last = miso_attention(q[-count:], k, v, layout, kernel=kernel, **options)
         torch.testing.assert_close(last, whole[-count:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 16, 4096])
+@pytest.mark.parametrize("leaf", [1, 3, 4])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("lengths", LAYOUTS.values(), ids=LAYOUTS)
+def test_parted_and_batched_blocks_of_the_cpu_kernel_sum_to_the_whole(
+    lengths, weighting, leaf, rows_at_once, monkeypatch
+):
+    monkeypatch.setattr(cpu, "_CAUSAL_LEAF", leaf)
+    monkeypatch.setattr(cpu, "_ROWS_AT_ONCE", rows_at_once)
+    layout = RowLayout.from_lengths(lengths)
+    qkv = make_qkv(layout.num_tokens, (6, 2))
+    assert_agree(layout, qkv, 1e-10, weighting=weighting)
+    assert_agree(layout, qkv, 1e-10, weighting=weighting, window=6)
 
 
 def test_large_blocks_are_tiled_by_the_eager_kernel(monkeypatch):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class CpuFlash:
         """Returns each block's result and log-sum-exp."""
         k, v = self._for_heads_of(q, k), self._for_heads_of(q, v)
         result = empty_result(q, blocks)
-        for run in _runs(_whole(blocks), blocks.is_causal, most_rows=blocks.num_rows):
+        for run in _forward_runs(blocks):
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 run.queries(q),
                 run.keys(k),
@@ -76,8 +77,7 @@ class CpuFlash:
         """Returns the gradients of q, k and v, added to those of other calls."""
         keys, vals = self._for_heads_of(q, k), self._for_heads_of(q, v)
         sums = grads or Grads(*(torch.empty(x.shape, dtype=float_type(x)) for x in (q, k, v)))
-        diagonal, rest = _parted(_whole(blocks)) if blocks.is_causal else (_whole(blocks), [])
-        runs = [*_runs(diagonal, blocks.is_causal, _ROWS_AT_ONCE), *_runs(rest, False, _ROWS_AT_ONCE)]
+        runs = _backward_runs(blocks)
         is_new = grads is None
         for run in runs:
             dtype = float_type(q) if run.is_short else q.dtype
@@ -163,6 +163,25 @@ class _Run:
             return None
         seen = band(self.first, self.reads_left_only, 0, len(self.first.queries), q.device)
         return None if seen is None else torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -math.inf)
+
+
+# All layers of a model have the same blocks.
+_forward_cache: WeakKeyDictionary[Blocks, list["_Run"]] = WeakKeyDictionary()
+_backward_cache: WeakKeyDictionary[Blocks, list["_Run"]] = WeakKeyDictionary()
+
+
+def _forward_runs(blocks: Blocks) -> list[_Run]:
+    if blocks not in _forward_cache:
+        _forward_cache[blocks] = list(_runs(_whole(blocks), blocks.is_causal, most_rows=blocks.num_rows))
+    return _forward_cache[blocks]
+
+
+def _backward_runs(blocks: Blocks) -> list[_Run]:
+    if blocks not in _backward_cache:
+        diagonal, rest = _parted(_whole(blocks)) if blocks.is_causal else (_whole(blocks), [])
+        runs = [*_runs(diagonal, blocks.is_causal, _ROWS_AT_ONCE), *_runs(rest, False, _ROWS_AT_ONCE)]
+        _backward_cache[blocks] = runs
+    return _backward_cache[blocks]
 
 
 class _Part(NamedTuple):
