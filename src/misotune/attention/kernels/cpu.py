@@ -2,7 +2,7 @@
 
 Backward, large causal blocks are parted: the operator works in tiles of 512 keys and computes the whole of those that
 the diagonal crosses. With `lse` and `out` given, the gradient is a sum over any parts of the keys, so a causal block is
-its two halves and the rectangle between them, and so on down to `_CAUSAL_LEAF` tokens.
+its two halves and the rectangle between them, and so on down to about `_CAUSAL_LEAF` tokens.
 """
 
 import math
@@ -27,7 +27,7 @@ _ROWS_AT_ONCE = 4096
 _SHORT_KEYS = 512
 _SHORT_QUERIES = 1024
 
-# Tokens of the largest causal block that the backward takes whole.
+# Causal blocks of fewer than twice so many tokens are taken whole by the backward.
 _CAUSAL_LEAF = 128
 
 
@@ -140,8 +140,10 @@ class _Run:
 
     def lse(self, result: BlockResult) -> Tensor:
         """Returns the blocks' rows of the log-sum-exps as a view (N, H, T)."""
-        rows = Span(self.row, self.row + len(self.first.queries))
-        return _windows(result.lse.T[..., None], rows, self.row_step, self.count)[..., 0]
+        heads, rows = result.lse.stride()
+        shape = (self.count, len(result.lse), len(self.first.queries))
+        start = result.lse.storage_offset() + self.row * rows
+        return result.lse.as_strided(shape, (self.row_step * rows, heads, rows), start)
 
     @property
     def is_short(self) -> bool:
@@ -205,11 +207,12 @@ def _parted(parts: Iterable[_Part]) -> tuple[list[_Part], list[_Part]]:
     while todo:
         block, row = todo.pop()
         length = len(block.queries)
-        if block.left is not None or length != len(block.keys) or length <= _CAUSAL_LEAF:
+        num_leaves = length // _CAUSAL_LEAF
+        if block.left is not None or length != len(block.keys) or num_leaves < 2:
             diagonal.append(_Part(block, row))
             continue
         # About half, in whole leaves: parts of the same size at even steps, of which many are one call.
-        half = _CAUSAL_LEAF * ((length + 2 * _CAUSAL_LEAF - 1) // (2 * _CAUSAL_LEAF))
+        half = _CAUSAL_LEAF * ((num_leaves + 1) // 2)
         first, second = _halves(block.queries, half), _halves(block.keys, half)
         todo += [_Part(Block(first[1], second[1]), row + half), _Part(Block(first[0], second[0]), row)]
         rest.append(_Part(Block(first[1], second[0]), row + half))
