@@ -258,6 +258,11 @@ def test_weights_that_do_not_fit_the_inputs_are_refused(weights):
 
 def test_kernels_that_cannot_do_it_say_why():
     layout = RowLayout.from_lengths([([2], 2)])
+    q, k, v = make_qkv(4, (2, 2))
+    with pytest.raises(ValueError, match="kernel 'reference' needs the queries of the whole row"):
+        miso_attention(q[-1:], k, v, layout, kernel="reference")
+    with pytest.raises(ValueError, match="gradients need the queries of the whole row"):
+        miso_attention(q[-1:], k, v, layout)
     with pytest.raises(ValueError, match=r"kernel 'flash' cannot be used: it does not cap scores \(softcap 50\)"):
         miso_attention(*make_qkv(4, (2, 2)), layout, softcap=50.0, kernel="flash")
     with pytest.raises(ValueError, match="kernel 'fast' is not one of auto, flash, eager, reference"):

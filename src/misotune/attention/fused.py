@@ -53,6 +53,10 @@ def miso_attention(
     require_weighting(weighting)
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     if kernel == "reference":
+        if len(q) < len(k):
+            raise ValueError(
+                "kernel 'reference' needs the queries of the whole row; use 'auto', or decode without cache"
+            )
         return reference_attention(q, k, v, layout, weighting=weighting, scale=scale, window=window, softcap=softcap)
     chosen = select_kernel(kernel, q.device, q.dtype, q.shape[-1], softcap)
     plan = plan or plan_row(layout, weighting, num_queries=len(q) if len(q) < len(k) else None, window=window)

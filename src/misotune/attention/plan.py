@@ -140,6 +140,9 @@ class FusedOutputs:
     num_groups: int
     log_weights: Float[Tensor, "G Y"]
     log_copies: Float[Tensor, "Y"]
+    _on_device: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(
+        default_factory=lambda: {}, repr=False
+    )
 
     @property
     def num_joined(self) -> int:
@@ -148,7 +151,10 @@ class FusedOutputs:
 
     def logs(self, lse: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `log_weights` and `log_copies` in the type and on the device of the log-sum-exps."""
-        return self.log_weights.to(lse), self.log_copies.to(lse)
+        key = (lse.device, lse.dtype)
+        if key not in self._on_device:
+            self._on_device[key] = self.log_weights.to(lse), self.log_copies.to(lse)
+        return self._on_device[key]
 
 
 @dataclass(frozen=True, eq=False)
