@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from misotune.attention.kernels import Grads, Kernel, select_kernel
+from misotune.attention.kernels import Call, Grads, Kernel, select_kernel
 from misotune.attention.merge import BlockResult, join, merge, own_backward_out
 from misotune.attention.plan import FusedOutputs, RowPlan, plan_row
 from misotune.attention.reference import reference_attention
@@ -82,14 +82,13 @@ class _MisoAttention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *pairs = ctx.saved_tensors
         plan: RowPlan = ctx.plan
-        grad = grad_outputs[0]
         pair_values = BlockResult(*pairs) if plan.fused else None
-        segment_values = BlockResult(_segments_out(plan, out, lse, pair_values), lse)
-        grads: Grads = ctx.kernel.backward(grad, q, k, v, plan.segments, segment_values, ctx.scale, None)
+        calls = [Call(plan.segments, BlockResult(_segments_out(plan, out, lse, pair_values), lse))]
         if pair_values is not None:
             if not plan.keeps_pairs:
                 pair_values = BlockResult(plan.pairs.queries.take(out), pair_values.lse)
-            grads = ctx.kernel.backward(grad, q, k, v, plan.pairs, pair_values, ctx.scale, grads)
+            calls.append(Call(plan.pairs, pair_values))
+        grads: Grads = ctx.kernel.backward(grad_outputs[0], q, k, v, calls, ctx.scale)
         return grads.q.to(q.dtype), grads.k.to(k.dtype), grads.v.to(v.dtype), None, None, None
 
 

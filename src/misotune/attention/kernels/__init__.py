@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from misotune.attention.kernels.base import Grads, Kernel
+from misotune.attention.kernels.base import Call, Grads, Kernel
 from misotune.attention.kernels.cpu import CpuFlash
 from misotune.attention.kernels.cuda import CudaFlash
 from misotune.attention.kernels.eager import Eager
 from misotune.attention.plan import Block, Blocks
 from misotune.attention.spans import Span
 
-__all__ = ["KERNELS", "Grads", "Kernel", "select_kernel"]
+__all__ = ["KERNELS", "Call", "Grads", "Kernel", "select_kernel"]
 
 KERNELS = ("auto", "flash", "eager", "reference")
 
@@ -101,12 +101,12 @@ def _try_cpu_flash() -> tuple[Kernel | None, str | None]:
     k = q[:, :1]
     blocks = Blocks((Block(Span(0, 3), Span(0, 3)),), is_causal=True)
     expected = Eager().forward(q, k, k, blocks, 0.1)
-    wanted = [*expected, *Eager().backward(q, q, k, k, blocks, expected, 0.1, None)]
+    wanted = [*expected, *Eager().backward(q, q, k, k, [Call(blocks, expected)], 0.1)]
     reason = "its results are wrong"
     for kernel in (CpuFlash(), CpuFlash(repeats_keys=True)):
         try:
             result = kernel.forward(q, k, k, blocks, 0.1)
-            got = [*result, *kernel.backward(q, q, k, k, blocks, result, 0.1, None)]
+            got = [*result, *kernel.backward(q, q, k, k, [Call(blocks, result)], 0.1)]
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             continue

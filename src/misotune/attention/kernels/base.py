@@ -1,6 +1,7 @@
 """What attention kernels have in common: their interface, and the rules of blocks that are the same for all."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -11,8 +12,15 @@ from misotune.attention.plan import Block, Blocks, TokenIndex
 from misotune.attention.spans import Span
 
 
+class Call(NamedTuple):
+    """What the backward takes of a call: its blocks, and values that normalise its softmax and correct its rows."""
+
+    blocks: Blocks
+    values: BlockResult
+
+
 class Grads(NamedTuple):
-    """Gradients of q, k and v, to which calls add their own."""
+    """Gradients of q, k and v."""
 
     q: Tensor
     k: Tensor
@@ -29,21 +37,11 @@ class Kernel(Protocol):
         """Returns softmax(q k^T * scale) v of each block, and the log-sum-exp of each query's scores."""
         ...
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        blocks: Blocks,
-        values: BlockResult,
-        scale: float,
-        grads: Grads | None,
-    ) -> Grads:
-        """Returns the gradients of q, k and v, with the softmax normalised by `values` (`misotune.attention.merge`).
+    def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, calls: Sequence[Call], scale: float) -> Grads:
+        """Returns the gradients of q, k and v, summed over all calls (`misotune.attention.merge` says which values).
 
-        `grad` has the shape of q: all blocks of a query's result take part in one sum. `grads` holds those of
-        other calls, which are added to, in place; None: there are none, and the blocks hold every token once.
+        `grad` has the shape of q: all blocks of a query's result take part in one sum. The blocks of the first
+        call hold every token once.
         """
         ...
 
@@ -58,10 +56,13 @@ def with_keys(block: Block) -> Block:
 
 def band(block: Block, reads_left_only: bool, first: int, count: int, device: torch.device) -> Tensor | None:
     """Returns which keys (S) some queries (T) of a block read, or None: all."""
+    masks_right = reads_left_only and len(block.queries) > 1
+    if block.left is None and not masks_right:
+        return None
     query = torch.arange(first, first + count, device=device)[:, None] + len(block.keys) - len(block.queries)
     key = torch.arange(len(block.keys), device=device)
     seen: Tensor | None = None
-    if reads_left_only and len(block.queries) > 1:
+    if masks_right:
         seen = key <= query
     if block.left is not None:
         near = key >= query - block.left

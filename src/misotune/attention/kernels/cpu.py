@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from misotune.attention.kernels.base import Grads, band, empty_result, float_type, with_keys
+from misotune.attention.kernels.base import Call, Grads, at_least_float32, band, empty_result, float_type, with_keys
 from misotune.attention.merge import BlockResult
 from misotune.attention.plan import Block, Blocks
 from misotune.attention.spans import Span
@@ -63,45 +63,56 @@ class CpuFlash:
             run.lse(result).copy_(lse)
         return result
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        blocks: Blocks,
-        values: BlockResult,
-        scale: float,
-        grads: Grads | None,
-    ) -> Grads:
-        """Returns the gradients of q, k and v, added to those of other calls."""
-        keys, vals = self._for_heads_of(q, k), self._for_heads_of(q, v)
-        sums = grads or Grads(*(torch.empty(x.shape, dtype=float_type(x)) for x in (q, k, v)))
-        runs = _backward_runs(blocks)
-        is_new = grads is None
-        for run in runs:
-            dtype = float_type(q) if run.is_short else q.dtype
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                _as_type(run.queries(grad), dtype),
-                _as_type(run.queries(q), dtype),
-                _as_type(run.keys(keys), dtype),
-                _as_type(run.keys(vals), dtype),
-                _as_type(run.out(values), dtype),
-                run.lse(values).contiguous(),
-                0.0,
-                run.is_causal,
-                attn_mask=run.mask(q, dtype),
-                scale=scale,
-            )
-            if grads is None and len(runs) == 1 and run.is_all_of(blocks) and parts[1].shape[1] == k.shape[1]:
-                return Grads(*(part.transpose(1, 2).flatten(0, 1) for part in parts))
-            for total, part, view in zip(sums, parts, (run.queries, run.keys, run.keys), strict=True):
-                # The diagonal holds every token once, and comes first.
-                _collect(total, part, view, is_first=is_new and run.reads_left_only)
+    def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, calls: Sequence[Call], scale: float) -> Grads:
+        """Returns the gradients of q, k and v, summed over all calls."""
+        sums = Grads(*(torch.empty(x.shape, dtype=float_type(x)) for x in (q, k, v)))
+        operands = _Operands(grad, q, self._for_heads_of(q, k), self._for_heads_of(q, v))
+        # What a run needs in float32 is converted once for all runs: there may be many, and each is short.
+        wide: _Operands | None = None
+        for call in calls:
+            runs = _backward_runs(call.blocks)
+            values, wide_values = call.values, None
+            for run in runs:
+                if run.is_short and float_type(q) != q.dtype:
+                    wide = wide or _Operands(*map(at_least_float32, operands))
+                    wide_values = wide_values or BlockResult(at_least_float32(values.out), values.lse)
+                    parts = wide.backward(run, wide_values, scale)
+                else:
+                    parts = operands.backward(run, values, scale)
+                if len(calls) == len(runs) == 1 and run.is_all_of(call.blocks) and parts[1].shape[1] == k.shape[1]:
+                    return Grads(*(part.transpose(1, 2).flatten(0, 1) for part in parts))
+                # The diagonal of the first call holds every token once, and comes first.
+                is_first = call is calls[0] and run.reads_left_only
+                for total, part, view in zip(sums, parts, (run.queries, run.keys, run.keys), strict=True):
+                    _collect(total, part, view, is_first=is_first)
         return sums
 
     def _for_heads_of(self, q: Tensor, x: Tensor) -> Tensor:
         return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if self._repeats_keys else x
+
+
+class _Operands(NamedTuple):
+    """What the backward reads, all of one type."""
+
+    grad: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    def backward(self, run: "_Run", values: BlockResult, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns a run's gradients of q, k and v (N, heads, tokens, D)."""
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            run.queries(self.grad),
+            run.queries(self.q),
+            run.keys(self.k),
+            run.keys(self.v),
+            run.out(values),
+            run.lse(values),
+            0.0,
+            run.is_causal,
+            attn_mask=run.mask(self.q, self.q.dtype),
+            scale=scale,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +256,6 @@ def _steps(a: _Part, b: _Part) -> tuple[int, int, int] | None:
         return None
     query_step, key_step = b.block.queries.start - a.block.queries.start, b.block.keys.start - a.block.keys.start
     return (query_step, key_step, b.row - a.row) if query_step >= 0 and key_step > 0 and b.row > a.row else None
-
-
-def _as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns a run's view in another type; what is the same for all its blocks is converted once."""
-    return x[:1].to(dtype).expand(x.shape) if x.stride(0) == 0 else x.to(dtype)
 
 
 def _collect(total: Tensor, part: Tensor, view: Callable[[Tensor], Tensor], *, is_first: bool) -> None:

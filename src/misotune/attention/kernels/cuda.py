@@ -1,11 +1,12 @@
 """Variable-length flash attention on CUDA: a call of many blocks is one launch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from misotune.attention.kernels.base import Grads, add_at, float_type
+from misotune.attention.kernels.base import Call, Grads, add_at, float_type
 from misotune.attention.kernels.eager import Eager
 from misotune.attention.merge import BlockResult
 from misotune.attention.plan import Blocks
@@ -36,21 +37,26 @@ class CudaFlash:
         )
         return BlockResult(out, lse)
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        blocks: Blocks,
-        values: BlockResult,
-        scale: float,
-        grads: Grads | None,
-    ) -> Grads:
-        """Returns the gradients of q, k and v, added to those of other calls."""
-        if _is_band(blocks):
-            return Eager().backward(grad, q, k, v, blocks, values, scale, grads)
-        parts = Grads(
+    def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, calls: Sequence[Call], scale: float) -> Grads:
+        """Returns the gradients of q, k and v, summed over all calls."""
+        sums = self._call_backward(grad, q, k, v, calls[0], scale)
+        for call in calls[1:]:
+            if _is_band(call.blocks):
+                for total, part in zip(sums, Eager().backward(grad, q, k, v, [call], scale), strict=True):
+                    total.add_(part)
+                continue
+            parts = self._call_backward(grad, q, k, v, call, scale)
+            for stack in call.blocks.stacks:
+                part = stack.view(parts.q).sum(dim=0, dtype=float_type(parts.q))
+                add_at(sums.q, stack.queries.index(q.device), part)
+            for total, part in zip(sums[1:], parts[1:], strict=True):
+                add_at(total, call.blocks.keys.index(k.device), part)
+        return sums
+
+    def _call_backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call, scale: float) -> Grads:
+        """Returns a call's gradients, those of q for each row of its result."""
+        blocks, values = call
+        return Grads(
             *self._operators._flash_attention_backward(
                 blocks.queries.take(grad).contiguous(),
                 blocks.queries.take(q),
@@ -68,13 +74,6 @@ class CudaFlash:
                 **_window(blocks),
             )
         )
-        if grads is None:
-            return parts
-        for stack in blocks.stacks:
-            add_at(grads.q, stack.queries.index(q.device), stack.view(parts.q).sum(dim=0, dtype=float_type(parts.q)))
-        for total, part in zip(grads[1:], parts[1:], strict=True):
-            add_at(total, blocks.keys.index(k.device), part)
-        return grads
 
 
 def _is_band(blocks: Blocks) -> bool:

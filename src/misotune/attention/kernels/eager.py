@@ -1,13 +1,22 @@
 """Attention written out in public operations: any device and type, a block's scores at a time."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from misotune.attention.kernels.base import Grads, add_at, at_least_float32, band, empty_result, float_type, with_keys
+from misotune.attention.kernels.base import (
+    Call,
+    Grads,
+    add_at,
+    at_least_float32,
+    band,
+    empty_result,
+    float_type,
+    with_keys,
+)
 from misotune.attention.merge import BlockResult
 from misotune.attention.plan import Block, Blocks
 from misotune.attention.spans import Span
@@ -40,20 +49,10 @@ class Eager:
             result.lse[:, tile.rows] = lse.flatten(0, 1)
         return result
 
-    def backward(
-        self,
-        grad: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        blocks: Blocks,
-        values: BlockResult,
-        scale: float,
-        grads: Grads | None,
-    ) -> Grads:
-        """Returns the gradients of q, k and v, added to those of other calls."""
-        sums = grads or Grads(*(torch.zeros_like(x, dtype=float_type(x)) for x in (q, k, v)))
-        for tile in _tiles(q, blocks):
+    def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, calls: Sequence[Call], scale: float) -> Grads:
+        """Returns the gradients of q, k and v, summed over all calls."""
+        sums = Grads(*(torch.zeros_like(x, dtype=float_type(x)) for x in (q, k, v)))
+        for tile, values in ((tile, call.values) for call in calls for tile in _tiles(q, call.blocks)):
             tokens, keys = tile.queries, tile.keys.tokens
             key, value = at_least_float32(k[keys]), at_least_float32(v[keys])
             query, grad_out, out = (_grouped(x, k) for x in (q[tokens], grad[tokens], values.out[tile.rows]))
