@@ -36,6 +36,10 @@ class Sample:
         inputs: The n inputs; for succ one input that the layout cuts into chunks.
         output: The response y, as plain text.
         history_loss: Multi-turn rows: also train on the earlier assistant turns.
+        chunk: Rows of the same chunk, which follow one another, train as one causal text (mixture of
+            instructions); empty: the row stands alone.
+        confidence: How sure the split into instruction and constraints is, from 0 to 1.
+        rule: What made that split.
     """
 
     id: str
@@ -44,6 +48,9 @@ class Sample:
     inputs: tuple[SampleInput, ...]
     output: str
     history_loss: bool = False
+    chunk: str = ""
+    confidence: float = 1.0
+    rule: str = ""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], where: str) -> "Sample":
@@ -71,6 +78,9 @@ class Sample:
             inputs=inputs,
             output=row["output"],
             history_loss=bool(row.get("history_loss") or False),
+            chunk=str(row.get("chunk") or ""),
+            confidence=float(1.0 if row.get("confidence") is None else row["confidence"]),
+            rule=str(row.get("rule") or ""),
         )
 
     def to_row(self) -> dict[str, Any]:
@@ -89,6 +99,9 @@ class Sample:
             ],
             "output": self.output,
             "history_loss": self.history_loss,
+            "chunk": self.chunk,
+            "confidence": self.confidence,
+            "rule": self.rule,
         }
 
 

@@ -41,6 +41,9 @@ def _schema() -> Any:
             ("inputs", pa.list_(entry)),
             ("output", pa.string()),
             ("history_loss", pa.bool_()),
+            ("chunk", pa.string()),
+            ("confidence", pa.float32()),
+            ("rule", pa.string()),
         ]
     )
 

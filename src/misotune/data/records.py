@@ -66,6 +66,8 @@ class Record:
         constraints: None of them: the row has one input.
         output: The response.
         template: Renders the last user turn.
+        full_text: The last user turn as it was, where constraints stand among its sentences and no template
+            gives it back; None: the template does.
         history_loss: Also train on the assistant turns of the history.
         confidence: How sure the split into instruction and constraints is, from 0 to 1.
         rule: What made the split.
@@ -81,6 +83,7 @@ class Record:
     constraints: tuple[str, ...]
     output: str
     template: Template = PLAIN
+    full_text: str | None = None
     history_loss: bool = False
     confidence: float = 1.0
     rule: str = "columns"
@@ -115,6 +118,8 @@ def _parallel_inputs(record: Record) -> tuple[SampleInput, ...]:
 
 def _input(record: Record, role: Role, constraints: tuple[str, ...]) -> SampleInput:
     text = record.template.render(record.instruction, constraints)
+    if role in ("full", "chunked") and record.full_text is not None:
+        text = record.full_text
     messages = (*record.history, {"role": "user", "content": text})
     return SampleInput(role, messages, constraints[0] if role == "constraint" else None)
 
@@ -127,4 +132,6 @@ def _sample(record: Record, inputs: tuple[SampleInput, ...], suffix: str = "") -
         inputs=inputs,
         output=record.output,
         history_loss=record.history_loss,
+        confidence=record.confidence,
+        rule=record.rule,
     )
