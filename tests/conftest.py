@@ -1,6 +1,7 @@
 """Tiny models and tokenizers made on the spot, and the way to the real data where it is at hand."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ CHATML = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def corpus_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of encoded corpora for the tests alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MISOTUNE_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data samples; without it the test is skipped."""
@@ -21,6 +31,31 @@ def shared_data() -> Path:
     if not (root / "data").is_dir():
         pytest.skip("needs the real data samples: set MISOTUNE_SHARED")
     return root / "data"
+
+
+@pytest.fixture
+def punkt(shared_data, monkeypatch):
+    """NLTK's English Punkt data out of the real data samples."""
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [str(shared_data / "nltk_data")])
+
+
+@pytest.fixture
+def no_punkt(monkeypatch):
+    """NLTK without any data, and without the chance to fetch some."""
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setattr("misotune.verifiers._download_punkt", lambda: None)
+
+
+@pytest.fixture(scope="session")
+def ifeval_prompts(shared_data):
+    """IFEval's 541 prompts."""
+    from misotune.evaluation.prompts import prompts_from_rows, read_jsonl
+
+    return prompts_from_rows(read_jsonl(shared_data / "ifeval" / "input_data.jsonl"))
 
 
 def make_tokenizer(chat_template: str | None = CHATML):

@@ -45,7 +45,8 @@ def test_commands_and_their_options_are_there(arguments):
     command = typer.main.get_command(app)
     context = click.Context(command, info_name="misotune")
     while isinstance(command, typer.core.TyperGroup):
-        name, *arguments = arguments
+        # What is no subcommand goes to the unnamed form of the group (`prepare SOURCE`).
+        name, arguments = (arguments[0], arguments[1:]) if arguments[0] in command.commands else ("source", arguments)
         command = command.commands[name]
     command.make_context(command.name, list(arguments), parent=context)
 

@@ -1,9 +1,18 @@
-"""Files and folders that are whole when they are there: hashes, and folders that get their name last."""
+"""Files and folders that are whole when they are there: hashes, and folders that take their place in one step."""
 
+import ctypes
+import errno
 import hashlib
 import os
 import shutil
+import socket
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_NUM_TRIES = 10
 
 
 def sha256_of(path: Path) -> str:
@@ -12,19 +21,108 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def replace_folder(written: Path, folder: Path) -> None:
-    """Renames a folder that was written beside its place, once its files have reached the disk.
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file beside its place and gives it its name last; several processes may do so at once."""
+    written = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+    with written.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    written.replace(path)
 
-    What was in its place goes when the new one is there. Between two renames the place is empty for a moment: a
-    process killed just then leaves the old folder as `.NAME.old` beside it.
+
+def replace_folder(written: Path, folder: Path) -> None:
+    """Puts a folder that was written beside its place there, once its files have reached the disk.
+
+    What was in its place is exchanged with it in one step and then removed: a process killed at any moment leaves
+    the old folder or the new one. Where the file system cannot exchange, the old one is renamed to `.NAME.old`
+    first, and a process killed just then leaves it there, for `recover_folder` to bring back.
     """
+    recover_folder(folder)
     for path in written.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    written.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        if path.is_file() or path.is_dir():
+            _sync(path)
+    _sync(written)
+    old = _old_of(folder)
+    if not folder.exists():
+        written.rename(folder)
+    elif _exchange(written, folder):
+        old = written
+    else:
+        _replace_by_two_renames(written, folder)
+    _sync(folder.parent)
+    # What is being removed gets a name that nothing recovers, since it may stay as a half.
+    gone = folder.with_name(f".{folder.name}.gone")
+    _remove(gone)
+    if old.exists():
+        old.rename(gone)
+        _remove(gone)
+
+
+def recover_folder(folder: Path) -> None:
+    """Brings back the old folder that a `replace_folder` had moved away when it was killed.
+
+    To be called before a folder that `replace_folder` writes is read.
+    """
+    old = _old_of(folder)
+    if not folder.exists() and old.is_dir():
+        try:
+            old.rename(folder)
+        except OSError:  # another process was faster, with this one or with the new one
+            if not folder.exists():
+                raise
+
+
+def _old_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two paths in one step; False where this is not to be had."""
+    renameat2 = _renameat2()
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP):
+        return False  # an old kernel, or a file system without it
+    raise OSError(number, os.strerror(number), str(other))
+
+
+@cache
+def _renameat2() -> Any:
+    """Linux's call that exchanges two paths, None elsewhere; Python's os module does not offer it."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if function is not None:
+        function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return function
+
+
+def _replace_by_two_renames(written: Path, folder: Path) -> None:
+    old = _old_of(folder)
+    _remove(old)
+    for tries_left in reversed(range(_NUM_TRIES)):
+        try:
+            folder.rename(old)
+            written.rename(folder)
+        except OSError:  # a reader has brought the old one back in between
+            if not tries_left:
+                raise
+        else:
+            return
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

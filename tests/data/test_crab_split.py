@@ -3,14 +3,14 @@
 import gzip
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from misotune.data.constraint_text import split_sentences
-from misotune.data.crab_split import INDENT, MARKERS, WHEN_ANSWERING, WRAPPERS, split_user_text
+from misotune.data.constraint_text import is_constraint_like, split_sentences
+from misotune.data.crab_split import split_user_text
+from misotune.data.crab_templates import INDENT, MARKERS, WHEN_ANSWERING, WRAPPERS
 from misotune.data.records import Template
 
 CONSTRAINTS = [
@@ -108,26 +108,82 @@ def test_a_text_without_constraints_has_no_certain_split():
     assert split is None
 
 
-def _exact_by_connector(folder: Path) -> tuple[Counter[str], Counter[str]]:
+def test_a_paragraph_of_its_own_line_is_told_from_constraints_on_lines():
+    text = f"Name a river.{WHEN_ANSWERING}\nKeep it short. Use no commas. Write in a formal tone."
+    split = split_user_text(text)
+    assert split is not None
+    assert (split.rule, len(split.constraints)) == ("when-answering/paragraph", 3)
+    inside = "To generate your response, please adhere to the following:\n1. **Instructions**: Name a river.\n"
+    inside += "2. **Additional Constraints**: \n    Keep it short. Use no commas. Stay formal.\n\nIt's important to "
+    inside += "follow these guidelines closely to ensure your response is appropriate."
+    split = split_user_text(inside)
+    assert split is not None  # these words leave no room for another form: a line is a constraint
+    assert split.constraints == ("Keep it short. Use no commas. Stay formal.",)
+
+
+def test_marked_constraints_may_hold_blank_lines():
+    split = split_user_text("Plan a day.\n\n- Use this form:\n\nMorning\n\nEvening\n- Be brief.")
+    assert split is not None
+    assert split.constraints == ("Use this form:\n\nMorning\n\nEvening", "Be brief.")
+
+
+def test_an_instruction_below_its_constraints_begins_where_they_end():
+    constraints = "Keep it short.\nThe response should be formal.\nUse no commas."
+    for instruction in (
+        "Write a story about an owl.\nIt lives in a wood.",
+        "Pick the main idea from the paragraph.\n\nThe Rhine rises in the Alps.",
+        "\n\nThis article: The Rhine. What is it?\nAnswer:",
+        "请写一篇短文。\n语言要简洁。",
+    ):
+        split = split_user_text(f"{constraints}\n{instruction}")
+        assert split is not None
+        assert (split.instruction, len(split.constraints)) == (instruction, 3)
+
+
+@pytest.mark.parametrize("text", ["Write a story about an owl.", "You are given a sentence.", "Why?", "def f(x):"])
+def test_what_opens_a_task_is_no_constraint(text):
+    assert not is_constraint_like(text)
+
+
+def exact_shares(verdicts):
+    """Exact rows as a share, for each cell of template and connector."""
+    return {cell: counts["right"] / counts.total() for cell, counts in verdicts.items()}
+
+
+def test_texts_the_rules_never_saw_are_split_exactly_right(shared_data):
+    held_out = pytest.importorskip("benchmarks.crab_split", reason="run from the repository")
+    on_lines: dict[str, Counter[str]] = {}
+    paragraphs: Counter[str] = Counter()
+    for template, connector, source, instruction, constraints in held_out.cases("test", 8, seed=1):
+        if source not in ("crab", "ifeval", "fragments"):
+            continue  # one constraint, and constraints of several lines, are reported by the benchmark
+        text = held_out.render(template, connector, instruction, constraints)
+        result, _ = held_out.verdict(text, instruction, constraints)
+        if connector != "paragraph":
+            on_lines.setdefault(template, Counter())[result] += 1
+        elif source == "crab":
+            paragraphs[result] += 1
+    shares = exact_shares(on_lines)
+    assert len(shares) == 11
+    assert min(shares.values()) >= 0.97, shares
+    assert exact_shares({"paragraph": paragraphs})["paragraph"] >= 0.9
+
+
+def test_rows_whose_truth_is_known_are_split_exactly_right(shared_data):
     with (
-        gzip.open(folder / "rendered.jsonl.gz") as rows,
-        gzip.open(folder / "rendered_gold.jsonl.gz") as gold,
+        gzip.open(shared_data / "crab" / "rendered.jsonl.gz") as rows,
+        gzip.open(shared_data / "crab" / "rendered_gold.jsonl.gz") as gold,
     ):
         pairs = [(json.loads(row), json.loads(truth)) for row, truth in zip(rows, gold, strict=True)]
-    right: Counter[str] = Counter()
-    total: Counter[str] = Counter()
+    verdicts: dict[str, Counter[str]] = {}
     for row, truth in pairs:
         split = split_user_text(row["messages"][-2]["content"])
-        total[truth["connector"]] += 1
-        right[truth["connector"]] += split is not None and (split.instruction, list(split.constraints)) == (
+        is_right = split is not None and (split.instruction, list(split.constraints)) == (
             truth["instruction"],
             truth["constraints"],
         )
-    return right, total
-
-
-def test_real_rows_are_split_exactly_right(shared_data):
-    right, total = _exact_by_connector(shared_data / "crab")
-    on_lines = [connector for connector in total if connector != " "]
-    assert sum(right[c] for c in on_lines) >= 0.97 * sum(total[c] for c in on_lines)
-    assert all(right[c] >= 0.9 * total[c] for c in on_lines), {c: (right[c], total[c]) for c in on_lines}
+        verdicts.setdefault(truth["connector"], Counter())["right" if is_right else "wrong"] += 1
+    shares = exact_shares(verdicts)
+    paragraph = shares.pop(" ")
+    assert min(shares.values()) >= 0.97, shares
+    assert paragraph >= 0.6  # three rows

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from misotune.evaluation.prompts import prompts_from_rows
-from misotune.evaluation.verifiers import ensure_verifiers, verify
+from misotune.verifiers import ensure_verifiers, verify
 
 FOLDER = files("misotune.data.starter")
 NUMBER_WORDS = (

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.conftest import make_tokenizer
 
+from misotune.layout import ChatTemplate
 from misotune.recipe.checking import check_recipe
 from misotune.recipe.schema import Recipe
 
@@ -88,3 +89,16 @@ def capped_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Gemma2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def template() -> ChatTemplate:
+    """The byte-level tokenizer with ChatML."""
+    return ChatTemplate(make_tokenizer())
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of encoded corpora."""
+    monkeypatch.setenv("MISOTUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "encoded"

@@ -16,9 +16,10 @@ from misotune.training.checkpoints import list_checkpoints
 from misotune.training.run import train
 
 ENGINES = {
-    "ddp": None,
-    "zero-2": {"stage": 2},
-    "zero-3": {"stage": 3},
+    "ddp": (None, "token_mean"),
+    "ddp-instruction-mean": (None, "instruction_mean"),
+    "zero-2": ({"stage": 2}, "token_mean"),
+    "zero-3": ({"stage": 3}, "token_mean"),
 }
 # fp32 sums in another order; ZeRO gathers and scatters its flat buffers in yet another.
 RELATIVE_TOLERANCE = 1e-5
@@ -46,9 +47,9 @@ def train_on_two_ranks(recipe, tmp_path):
 
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize("deepspeed", ENGINES.values(), ids=ENGINES)
-def test_two_ranks_train_as_one_and_save_the_whole_model(make_recipe, tmp_path, deepspeed):
-    settings = {"max_steps": 3, "save_every_steps": 2, "batch_size": 5}
+@pytest.mark.parametrize(("deepspeed", "loss"), ENGINES.values(), ids=ENGINES)
+def test_two_ranks_train_as_one_and_save_the_whole_model(make_recipe, tmp_path, deepspeed, loss):
+    settings = {"max_steps": 3, "save_every_steps": 2, "batch_size": 5, "loss": loss}
     one = train(make_recipe("one", train=settings), "name: test\n")
     two, said = train_on_two_ranks(make_recipe("two", train=settings, deepspeed=deepspeed), tmp_path)
     assert "torch.distributed.run" in said  # the exact command is announced

@@ -12,6 +12,7 @@ from misotune.cli import export as export_command
 from misotune.cli import generate as generate_command
 from misotune.cli import inspect as inspect_command
 from misotune.cli import prepare as prepare_command
+from misotune.cli import preview as preview_command
 from misotune.cli import quickstart as quickstart_command
 from misotune.cli import recipe as recipe_command
 from misotune.cli import train as train_command
@@ -24,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prepare")(prepare_command.prepare)
+app.add_typer(prepare_command.app, name="prepare")
+app.command("preview")(preview_command.preview)
 app.command("train")(train_command.train)
 app.command("eval")(eval_command.evaluate)
 app.command("export")(export_command.export)

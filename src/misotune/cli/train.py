@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,8 +118,13 @@ def training_watcher(console: Console, *, as_json: bool = False) -> Iterator["Wa
             # Drawn before the first step ends, which may take minutes.
             progress.update(steps, visible=True, total=plan["steps"], note="the first step")
 
+        speed_of = _row_speed()
+
+        def on_encode(done: int, total: int) -> None:
+            progress.update(encoding, total=total, completed=done, note=f"{speed_of(done):,.0f} rows/s")
+
         yield Watcher(
-            on_encode=lambda done, total: progress.update(encoding, total=total, completed=done),
+            on_encode=on_encode,
             on_plan=on_plan_drawn,
             on_metrics=on_metrics,
             on_message=console.print,
@@ -146,6 +152,11 @@ def plan_table(plan: dict[str, Any]) -> Table:
         "dataset",
         f"{plan['dataset']}: {data['rows']:,} rows, {data['samples']:,} samples, {data['cut']:,} cut",
     )
+    if "chunks" in data:
+        chunks = data["chunks"]
+        table.add_row("chunks", f"{chunks['rows']:,} of the rows joined to {chunks['samples']:,} samples")
+    if plan["cache"]["folder"]:
+        table.add_row("tokens in", f"{plan['cache']['folder']} ({'found there' if plan['cache']['used'] else 'new'})")
     for reason, dropped in data["dropped"].items():
         table.add_row("dropped", f"{dropped['samples']:,} x {reason} (first: row {dropped['first']})")
     table.add_row(
@@ -169,17 +180,34 @@ def plan_table(plan: dict[str, Any]) -> Table:
             f"{plan['packed_rows']:,} rows of {plan['row_capacity']:,} tokens, {plan['packing_waste']:.1%} left empty; "
             f"the longest row has {plan['longest_row']:,}",
         )
+    if plan["devices"] > 1:
+        table.add_row("balance", f"the longest of the rows side by side is {plan['device_balance']:.2f} x the mean")
     return table
 
 
 def _plain_encoding(console: Console) -> Any:
     """Returns a callback that says once per tenth how far encoding is, on data sets that take a while."""
-    shown = 0
+    shown: int | None = None
+    speed_of = _row_speed()
 
     def on_encode(done: int, total: int) -> None:
         nonlocal shown
-        if total >= 10_000 and done * 10 // total > shown:
-            shown = done * 10 // total
-            console.print(f"encoded {done:,} of {total:,} rows")
+        speed, tenths = speed_of(done), done * 10 // total
+        # The first call says what was there already.
+        if total >= 10_000 and shown is not None and tenths > shown:
+            console.print(f"encoded {done:,} of {total:,} rows ({speed:,.0f} rows/s)")
+        shown = tenths
 
     return on_encode
+
+
+def _row_speed() -> Callable[[int], float]:
+    """Returns what gives, from the number of rows done, the rows done a second since its first call."""
+    first: tuple[float, int] | None = None
+
+    def speed_of(done: int) -> float:
+        nonlocal first
+        first = first or (time.monotonic(), done)
+        return (done - first[1]) / max(time.monotonic() - first[0], 1e-3)
+
+    return speed_of

@@ -29,8 +29,23 @@ rows = datasets.load_dataset("{name}", split="train")
 | --- | ---: |
 {table}
 
-`manifest.json` has the source's hash, the settings and the whole account.
+{texts}`manifest.json` has the source's hash, the settings and the whole account.
 """
+
+_TEXTS = """\
+| texts | mean | least | median | 95 % | most |
+| --- | ---: | ---: | ---: | ---: | ---: |
+{figures}
+
+Languages: {languages}.
+
+"""
+_FIGURES = {
+    "prompt_words": "words of a prompt",
+    "output_words": "words of a response",
+    "constraints": "constraints",
+    "turns": "user turns",
+}
 
 
 def dataset_card(name: str, manifest: Mapping[str, Any]) -> str:
@@ -44,5 +59,16 @@ def dataset_card(name: str, manifest: Mapping[str, Any]) -> str:
         rows=manifest["rows"],
         source=manifest["source"]["name"],
         mode=manifest["mode"],
+        texts=_texts(manifest["statistics"]) if manifest.get("statistics") else "",
         table="\n".join(f"| {what.replace('|', '/')} | {count} |" for what, count in lines),
     )
+
+
+def _texts(statistics: Mapping[str, Any]) -> str:
+    shown = ("mean", "min", "p50", "p95", "max")
+    figures = [
+        f"| {label} | {' | '.join(str(statistics[name][figure]) for figure in shown)} |"
+        for name, label in _FIGURES.items()
+    ]
+    languages = (f"{language} {count['share']:.1%}" for language, count in statistics["languages"].items())
+    return _TEXTS.format(figures="\n".join(figures), languages=", ".join(languages))

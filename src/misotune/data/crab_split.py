@@ -7,71 +7,15 @@ split counts only when its template gives back the text to the character.
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from misotune.data.constraint_text import constraint_share, is_constraint_like, split_sentences
+from misotune.data.constraint_text import constraint_share, is_about_answer, is_constraint_like, split_sentences
+from misotune.data.crab_templates import INDENT, MARKERS, QUERY, WHEN_ANSWERING, WRAPPERS, Wrapper
 from misotune.data.records import Template
 
-MARKERS = ("- ", "# ", "* ", "> ")
-INDENT = "    "
-
-WHEN_ANSWERING = "\n\nWhen answering, please ensure that the following constraints are also met."
-_QUERY = "\n\nQuery:\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Wrapper:
-    """A template whose own words stand before, between and after instruction and constraints."""
-
-    name: str
-    before: str
-    between: str
-    after: str = ""
-
-
-# Twenty words of a template of its own are proof enough; the name is for the account.
-WRAPPERS = (
-    Wrapper(
-        "follow-instructions",
-        "Please follow the instructions below to generate your response. Additionally, make sure to adhere "
-        "to the specific constraints mentioned.\n\nInstructions: ",
-        "\n\nAdditional Constraints: ",
-    ),
-    Wrapper(
-        "read-and-follow",
-        "Please carefully read and follow the instructions below, along with the additional restrictions "
-        "provided, to generate your response.\n\nInstructions: ",
-        "\n\nAdditional Restrictions: ",
-    ),
-    Wrapper(
-        "detailed-instructions",
-        "Please ensure you read and follow the detailed instructions and additional constraints provided "
-        "below to accurately address the query.\n\n- **Instructions**: ",
-        "\n- **Additional Constraints**: ",
-        "\n\nYour compliance with these guidelines is essential for a valid response.",
-    ),
-    Wrapper(
-        "please-adhere",
-        "To generate your response, please adhere to the following:\n1. **Instructions**: ",
-        "\n2. **Additional Constraints**: ",
-        "\n\nIt's important to follow these guidelines closely to ensure your response is appropriate.",
-    ),
-    Wrapper(
-        "we-invite-you",
-        "We invite you to respond by carefully considering the instructions and constraints outlined below. "
-        "Your thoughtful adherence to these guidelines will greatly enhance the quality of your response.\n\n"
-        "- **Instructions**: ",
-        "\n- **Additional Constraints**: ",
-        "\n\nThank you for your attention to detail!",
-    ),
-    Wrapper(
-        "hey-there",
-        "Hey there! We'd love for you to take a crack at this by following the steps and rules below:\n"
-        "- Here's what you need to do: ",
-        "\n- Just a couple of things to keep in mind: ",
-        "\n\nCan't wait to see what you come up with!",
-    ),
-)
+_NUMBER = "1. "
+_ANY_NUMBER = re.compile(r"\d+\. ")
+_LIST_START = re.compile(r"\n\n(?=1\. |[-#*>] )")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +51,42 @@ def split_user_text(text: str) -> Split | None:
     >>> split.instruction, split.constraints, split.rule
     ('Name a fruit.', ('Be brief.', 'Use no commas.'), 'bare/*')
     """
-    proven = [split for split in _candidates(text) if split.renders(text)]
-    return max(proven, key=lambda split: split.confidence, default=None)  # the first of equals: order of the rules
+    for candidates in (_by_words, _by_look):  # where the template's own words are found, nothing else counts
+        proven = [split for split in candidates(text) if split.renders(text)]
+        if proven:
+            return max(proven, key=lambda split: split.confidence)  # the first of equals: order of the rules
+    return None
 
 
-def _candidates(text: str) -> Iterator[Split]:
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What a template puts around the constraints.
+
+    Attributes:
+        name: For the account.
+        head: The template up to the constraints, `{instruction}` in it or in the tail.
+        tail: The template after them.
+        indent: Before each constraint on a line of its own.
+        sure: The confidence when each constraint has a mark.
+    """
+
+    name: str
+    head: str
+    tail: str
+    indent: str = ""
+    sure: float = 1.0
+
+
+def _by_words(text: str) -> Iterator[Split]:
     for wrapper in WRAPPERS:
         yield from _wrapped(text, wrapper)
     yield from _when_answering(text)
+
+
+def _by_look(text: str) -> Iterator[Split]:
     yield from _query(text)
     yield from _trailing_block(text)
+    yield from _trailing_list(text)
     yield from _leading_block(text)
     yield from _trailing_paragraph(text)
 
@@ -130,50 +100,77 @@ def _wrapped(text: str, wrapper: Wrapper) -> Iterator[Split]:
     instruction, found, body = inner.rpartition(wrapper.between)
     if found:
         head = _literal(before) + "{instruction}" + _literal(wrapper.between)
-        yield from _bodies(instruction, body, head, _literal(wrapper.after), INDENT, wrapper.name, 1.0)
+        yield _after_words(_Frame(wrapper.name, head, _literal(wrapper.after), INDENT), instruction, body)
 
 
 def _when_answering(text: str) -> Iterator[Split]:
     instruction, found, body = text.rpartition(WHEN_ANSWERING)
     if found:
-        yield from _bodies(instruction, body, "{instruction}" + WHEN_ANSWERING, "", "", "when-answering", 1.0)
+        yield _after_words(_Frame("when-answering", "{instruction}" + WHEN_ANSWERING, ""), instruction, body)
+
+
+def _after_words(frame: _Frame, instruction: str, body: str) -> Split:
+    """A body that follows words of the template: on the next line, or run together on the same one."""
+    if not body.startswith("\n" + frame.indent):
+        return _in_paragraph(frame, instruction, body, 0.8)
+    below = replace(frame, head=frame.head + "\n")
+    if not frame.indent and _is_paragraph(body[1:]):  # the form for long source texts begins a line with them
+        return _in_paragraph(below, instruction, body[1:], 0.8)
+    return _on_lines(below, instruction, body[1:], 0.95)
 
 
 def _query(text: str) -> Iterator[Split]:
     """Long source texts: the constraints stand first, then `Query:`."""
-    body, found, instruction = text.partition(_QUERY)
-    if found:
-        tail = _QUERY + "{instruction}"
-        marked = _marker_of(body) is not None
-        sure = 0.95 if marked else 0.4 + 0.5 * constraint_share(body.split("\n"))
-        yield from _bodies(instruction, "\n" + body, "", tail, "", "query", sure, lead="")
-        yield from _paragraph(instruction, body, "", tail, "query", sure - 0.1)
+    body, found, instruction = text.partition(QUERY)
+    if not found:
+        return
+    frame = _Frame("query", "", QUERY + "{instruction}", sure=0.95)
+    if _is_paragraph(body):
+        yield _in_paragraph(frame, instruction, body, 0.4 + 0.5 * constraint_share(split_sentences(body)))
+    else:
+        yield _on_lines(frame, instruction, body, 0.4 + 0.5 * constraint_share(body.split("\n")))
 
 
 def _trailing_block(text: str) -> Iterator[Split]:
     """The instruction, a blank line, the constraints on lines of their own."""
     head, found, body = text.rpartition("\n\n")
-    if not found:
-        return
-    marked = _marker_of(body) is not None
-    sure = 0.9 if marked else 0.3 + 0.5 * constraint_share(body.split("\n"))
-    yield from _bodies(head, "\n" + body, "{instruction}\n", "", "", "bare", sure)
+    if found:
+        frame = _Frame("bare", "{instruction}\n\n", "", sure=0.9)
+        lines = body.split("\n")
+        yield _on_lines(frame, head, body, (0.25 if len(lines) == 1 else 0.3) + 0.5 * constraint_share(lines))
+
+
+def _trailing_list(text: str) -> Iterator[Split]:
+    """The same where marked constraints hold blank lines."""
+    starts = (match.start() for match in _LIST_START.finditer(text))
+    at = max(starts, default=-1)
+    if at >= 0 and "\n\n" in text[at + 2 :]:
+        yield _on_lines(_Frame("bare", "{instruction}\n\n", "", sure=0.55), text[:at], text[at + 2 :], 0.0)
 
 
 def _leading_block(text: str) -> Iterator[Split]:
     """Long source texts without `Query:`: the constraints, and the instruction from the first other line."""
     lines = text.split("\n")
+    frame = _Frame("leading", "", "\n{instruction}", sure=0.85)
     marker = _marker_of(text)
-    if marker is None:
-        num_items = _count_while(lines, is_constraint_like)
-        sure = 0.65
+    if marker == _NUMBER:
+        num_items = next(i for i in range(len(lines) + 1) if i == len(lines) or not lines[i].startswith(f"{i + 1}. "))
+    elif marker is not None:
+        num_items = _count_while(lines, lambda line: line.startswith(marker))
     else:
-        num_items = _count_while(lines, lambda line: _marker_of(line) == marker)
-        sure = 0.85
+        num_items = _count_while(lines, is_constraint_like)
+        if num_items < 2 and _is_paragraph(lines[0]):
+            sentences = split_sentences(lines[0])
+            if len(lines) > 1 and constraint_share(sentences) == 1.0:
+                yield _in_paragraph(frame, "\n".join(lines[1:]), lines[0], 0.7)
+            return
+        if 1 < num_items < len(lines) and not lines[num_items].strip() and not is_about_answer(lines[num_items - 1]):
+            num_items -= 1  # the instruction's own first line, and a blank one below it
     num_items = min(num_items, len(lines) - 1)
     if num_items:
         body, instruction = "\n".join(lines[:num_items]), "\n".join(lines[num_items:])
-        yield from _bodies(instruction, "\n" + body, "", "\n{instruction}", "", "leading", sure, lead="")
+        # The fewer lines read like constraints, the sooner they are the instruction's own.
+        yield _on_lines(frame, instruction, body, (0.55, 0.65, 0.76)[min(num_items, 3) - 1])
 
 
 def _trailing_paragraph(text: str) -> Iterator[Split]:
@@ -181,39 +178,38 @@ def _trailing_paragraph(text: str) -> Iterator[Split]:
     head, found, body = text.rpartition("\n")
     sentences = split_sentences(body)
     if found and len(sentences) >= 2 and constraint_share(sentences) == 1.0:
-        yield from _paragraph(head, body, "{instruction}\n", "", "bare", 0.6)
+        # Below a blank line it is rather one constraint of several sentences.
+        sure = 0.5 if head.endswith("\n") else 0.78 if _is_paragraph(body) else 0.6
+        yield _in_paragraph(_Frame("bare", "{instruction}\n", ""), head, body, sure)
 
 
-def _bodies(
-    instruction: str, body: str, head: str, tail: str, indent: str, name: str, sure: float, lead: str = "\n"
-) -> Iterator[Split]:
-    """Splits of `body`, the text where the constraints stand: on lines after a newline, else run together."""
-    if not body.startswith("\n" + indent):
-        yield from _paragraph(instruction, body, head, tail, name, min(sure, 0.9))
-        return
-    marker = _marker_of(body[1 + len(indent) :])
-    text = head + lead + "{constraints}" + tail
-    if marker == "1. ":
-        items, item = _numbered_items(body, indent), indent + "{index}. {item}"
+def _on_lines(frame: _Frame, instruction: str, body: str, sure_unmarked: float) -> Split:
+    """The split of a body with each constraint on a line of its own, or behind a mark of its own."""
+    marker = _marker_of(body.removeprefix(frame.indent))
+    prefix = frame.indent + (marker or "")
+    if marker == _NUMBER:
+        items, item = _numbered_items(body, frame.indent), frame.indent + "{index}. {item}"
     else:
-        prefix = indent + (marker or "")
-        items, item = body[1 + len(prefix) :].split("\n" + prefix), prefix + "{item}"
-    if marker is None and name != "bare" and len(items) == 1 and len(split_sentences(items[0])) > 2:
-        # All forms but the bare one can put constraints that run together on a line of their own.
-        yield from _paragraph(instruction, body[1:], head + lead, tail, name, min(sure, 0.9))
-    rule = f"{name}/{(marker or 'lines').strip()}"
-    yield Split(instruction, tuple(items), Template(text, item), min(sure, 0.95) if marker is None else sure, rule)
+        items, item = body.removeprefix(prefix).split("\n" + prefix), prefix + "{item}"
+    template = Template(frame.head + "{constraints}" + frame.tail, item)
+    rule = f"{frame.name}/{(marker or 'lines').strip()}"
+    return Split(instruction, tuple(items), template, sure_unmarked if marker is None else frame.sure, rule)
 
 
-def _paragraph(instruction: str, body: str, head: str, tail: str, name: str, sure: float) -> Iterator[Split]:
-    template = Template(head + "{constraints}" + tail, separator=" ")
-    yield Split(instruction, tuple(split_sentences(body)), template, sure, f"{name}/paragraph")
+def _in_paragraph(frame: _Frame, instruction: str, body: str, sure: float) -> Split:
+    template = Template(frame.head + "{constraints}" + frame.tail, separator=" ")
+    return Split(instruction, tuple(split_sentences(body)), template, sure, f"{frame.name}/paragraph")
+
+
+def _is_paragraph(body: str) -> bool:
+    """True for one line of so many sentences that they are hardly one constraint."""
+    return "\n" not in body and _marker_of(body.lstrip()) is None and len(split_sentences(body)) > 2
 
 
 def _numbered_items(body: str, indent: str) -> list[str]:
     """Cuts at `1. `, `2. `, ... in this order, so that a numbered list inside a constraint stays whole."""
     items: list[str] = []
-    rest, number = body, 1
+    rest, number = "\n" + body, 1
     while rest.startswith(f"\n{indent}{number}. "):
         rest = rest[len(f"\n{indent}{number}. ") :]
         number += 1
@@ -225,8 +221,8 @@ def _numbered_items(body: str, indent: str) -> list[str]:
 
 def _marker_of(text: str) -> str | None:
     """The connector that the text opens with: a mark, `1. ` for any number, or None for bare text."""
-    if re.match(r"\d+\. ", text):
-        return "1. "
+    if _ANY_NUMBER.match(text):
+        return _NUMBER
     return next((marker for marker in MARKERS if text.startswith(marker)), None)
 
 

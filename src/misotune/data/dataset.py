@@ -1,138 +1,135 @@
-"""The multi-input dataset on disk: the writer that `prepare` uses, and the reader for `train`.
+"""The multi-input dataset on disk: its form, and the reader for `train` and `preview`.
 
 NAME/
     data.parquet     the rows, in the form of `Sample.to_row`
-    manifest.json    source, settings, account, and the hash of data.parquet
+    manifest.json    source, settings, account, statistics, and the hash of data.parquet
     README.md        the card, with which `datasets.load_dataset("NAME")` works
-    dropped.jsonl    rows that could not be used, with file, line and reason (only when there are any)
+    dropped.jsonl    rows left out or changed, with file, line and reason (only when there are any)
+    checks.jsonl     what verifies the constraints of a row (only of rows that were back-translated)
 """
 
 import json
-import shutil
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
-from misotune.data.account import BadRow
-from misotune.data.card import dataset_card
+from misotune.data.dataset_writer import DATA_FILE, FORMAT, MANIFEST_FILE, ROW_GROUP_ROWS, DatasetWriter, table_of
 from misotune.data.files import BrokenRow, read_rows
-from misotune.errors import DataError, UsageError
+from misotune.errors import DataError
 from misotune.samples import Sample
-from misotune.storage import replace_folder, sha256_of
+from misotune.storage import recover_folder, sha256_of
 
-FORMAT = 1
-DATA_FILE = "data.parquet"
-MANIFEST_FILE = "manifest.json"
-DROPPED_FILE = "dropped.jsonl"
-_BATCH_ROWS = 512
+__all__ = ["DATA_FILE", "MANIFEST_FILE", "Dataset", "DatasetWriter", "open_dataset", "read_dataset", "read_manifest"]
 
-
-def _schema() -> Any:
-    import pyarrow as pa
-
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    entry = pa.struct([("role", pa.string()), ("messages", pa.list_(message)), ("constraint", pa.string())])
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("source", pa.string()),
-            ("domain", pa.string()),
-            ("inputs", pa.list_(entry)),
-            ("output", pa.string()),
-            ("history_loss", pa.bool_()),
-            ("chunk", pa.string()),
-            ("confidence", pa.float32()),
-            ("rule", pa.string()),
-        ]
-    )
+_GROUPS_IN_MEMORY = 4
+_NUM_TRIES = 3
 
 
-class DatasetWriter:
-    """Writes a dataset beside its final place; `finish` puts it there, leaving early puts nothing there.
+class Dataset(Sequence[Sample]):
+    """The rows of a dataset, read as they are asked for; a few groups of rows at a time are in memory.
 
-    Args:
-        out: The dataset's folder; an older dataset there is replaced whole, anything else is left alone.
-
-    Raises:
-        UsageError: `out` holds something that is not a dataset.
+    Attributes:
+        path: The folder, or the hand-written file.
+        manifest: The folder's manifest; empty for a file.
+        sha256: The hash of the file that holds the rows.
     """
 
-    def __init__(self, out: Path) -> None:
-        _check_replaceable(out)
-        self.out = out
-        self.num_rows = 0
-        self._partial = out.with_name(f".{out.name}.partial")
-        self._batch: list[dict[str, Any]] = []
-        self._writer: Any = None
-
-    def __enter__(self) -> "DatasetWriter":
-        import pyarrow.parquet
-
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        self._writer = pyarrow.parquet.ParquetWriter(self._partial / DATA_FILE, _schema(), compression="zstd")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        sha256: str,
+        sizes: Sequence[int],
+        load: Callable[[int, Sequence[str] | None], Any],
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        shutil.rmtree(self._partial, ignore_errors=True)
+        """Takes the sizes of the groups of rows, and what loads one (all of its columns, or those named)."""
+        self.path = path
+        self.manifest = manifest
+        self.sha256 = sha256
+        self._starts = [0, *accumulate(sizes)]
+        self._load = load
+        self._loaded: OrderedDict[int, Any] = OrderedDict()
 
-    def add(self, sample: Sample) -> None:
-        """Appends one row."""
-        self._batch.append(sample.to_row())
-        self.num_rows += 1
-        if len(self._batch) >= _BATCH_ROWS:
-            self._flush()
+    def __len__(self) -> int:
+        return self._starts[-1]
 
-    def add_dropped(self, row: BadRow) -> None:
-        """Notes a row that could not be used."""
-        with (self._partial / DROPPED_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"where": row.where, "reason": row.reason}, ensure_ascii=False) + "\n")
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(f"{self.path}: no row {index}, there are {len(self)}")
+        group = bisect_right(self._starts, number) - 1
+        (row,) = self._group(group).slice(number - self._starts[group], 1).to_pylist()
+        return self._sample(row, number)
 
-    def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Writes manifest and card, and puts the folder in its place.
+    def __iter__(self) -> Iterator[Sample]:
+        for group, start in enumerate(self._starts[:-1]):
+            rows = self._load(group, None).to_pylist()
+            yield from (self._sample(row, number) for number, row in enumerate(rows, start=start))
 
-        Args:
-            manifest: Everything but `format`, `misotune`, `rows` and `data_sha256`, which are added here.
-        """
-        from importlib.metadata import PackageNotFoundError, version
+    def column(self, name: str) -> list[Any]:
+        """Returns one column of all rows, such as `id`, `chunk` or `confidence`, without reading the others."""
+        groups = (self._load(group, [name]) for group in range(len(self._starts) - 1))
+        return [value for table in groups for value in table.column(name).to_pylist()]
 
-        self._flush()
-        self._writer.close()
-        self._writer = None
+    def _group(self, number: int) -> Any:
+        if number not in self._loaded:
+            self._loaded[number] = self._load(number, None)
+            if len(self._loaded) > _GROUPS_IN_MEMORY:
+                self._loaded.popitem(last=False)
+        self._loaded.move_to_end(number)
+        return self._loaded[number]
+
+    def _sample(self, row: Mapping[str, Any], number: int) -> Sample:
+        return Sample.from_row(row, f"{self.path}: row {number + 1}")
+
+
+def open_dataset(path: Path, *, verify: bool = True) -> Dataset:
+    """Returns the rows of a dataset folder, or of a hand-written JSON lines or Parquet file of such rows.
+
+    Of a folder, only the rows that are asked for are read; a hand-written file is checked whole and kept in
+    memory as Arrow tables, about the size of its text.
+
+    Args:
+        path: The folder or file.
+        verify: Compare the hash of a folder's rows with its manifest.
+
+    Raises:
+        DataError: The dataset is missing, was changed after it was written, or a row is wrong.
+    """
+    if path.is_file():
+        return _open_file(path)
+    recover_folder(path)
+    if not path.exists():
+        source, _, mode = path.name.rpartition("-")
+        command = f"misotune prepare {source} --mode {mode}" if source else "misotune prepare SOURCE"
+        raise DataError(f"{path}: no such dataset; write it: {command}")
+    for tries_left in reversed(range(_NUM_TRIES)):
+        manifest = read_manifest(path)
         try:
-            misotune_version = version("misotune")
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            misotune_version = "unknown"
-        whole = {
-            "format": FORMAT,
-            "misotune": misotune_version,
-            **manifest,
-            "rows": self.num_rows,
-            "data_sha256": sha256_of(self._partial / DATA_FILE),
-        }
-        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-        (self._partial / MANIFEST_FILE).write_text(text, encoding="utf-8")
-        (self._partial / "README.md").write_text(dataset_card(self.out.name, whole), encoding="utf-8")
-        replace_folder(self._partial, self.out)
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._batch:
-            self._writer.write_table(pa.Table.from_pylist(self._batch, schema=_schema()))
-            self._batch.clear()
+            return _open_folder(path, manifest, verify=verify)
+        except DataError:
+            # A new dataset may have taken the place between the reading of manifest and rows.
+            if not tries_left or read_manifest(path) == manifest:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
-def _check_replaceable(out: Path) -> None:
-    if out.is_file():
-        raise UsageError(f"{out}: is a file; choose a folder with --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
-        raise UsageError(f"{out}: holds something that is not a misotune dataset; choose another --out")
+def read_dataset(path: Path) -> list[Sample]:
+    """Returns all samples of a dataset at once; see `open_dataset`, which does not hold them in memory.
+
+    Raises:
+        DataError: The dataset is missing, was changed after it was written, or a row is wrong.
+    """
+    return list(open_dataset(path))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -141,6 +138,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         DataError: There is none, or it is of another format.
     """
+    recover_folder(path)
     file = path / MANIFEST_FILE
     if not file.is_file():
         raise DataError(f"{path}: not a prepared dataset (there is no {MANIFEST_FILE}); write one: misotune prepare")
@@ -154,31 +152,54 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_dataset(path: Path) -> list[Sample]:
-    """Returns the samples of a dataset folder, or of a hand-written JSON lines file of such rows.
+def _open_folder(path: Path, manifest: Mapping[str, Any], *, verify: bool) -> Dataset:
+    import pyarrow
+    import pyarrow.parquet
 
-    Raises:
-        DataError: The dataset is missing, was changed after it was written, or a row is wrong.
-    """
-    if path.is_file():
-        return _read_samples(path)
-    if not path.exists():
-        source, _, mode = path.name.rpartition("-")
-        command = f"misotune prepare {source} --mode {mode}" if source else "misotune prepare SOURCE"
-        raise DataError(f"{path}: no such dataset; write it: {command}")
-    manifest = read_manifest(path)
     data = path / DATA_FILE
-    if not data.is_file():
-        raise DataError(f"{data}: no such file; prepare the dataset again")
-    if sha256_of(data) != manifest.get("data_sha256"):
-        raise DataError(f"{data}: differs from its {MANIFEST_FILE} (data_sha256); prepare the dataset again")
-    return _read_samples(data)
+    try:
+        # Opened once: what is verified is what is read, also when the folder is replaced meanwhile.
+        opened = pyarrow.OSFile(str(data))
+        if verify and _sha256_of_opened(opened) != manifest.get("data_sha256"):
+            raise DataError(f"{data}: differs from its {MANIFEST_FILE} (data_sha256); prepare the dataset again")
+        file = pyarrow.parquet.ParquetFile(opened)
+    except FileNotFoundError as error:
+        raise DataError(f"{data}: no such file; prepare the dataset again") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{data}: cannot be read ({reason}); prepare the dataset again") from error
+
+    def load(group: int, columns: Sequence[str] | None) -> Any:
+        return file.read_row_group(group, columns=columns, use_threads=False)
+
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    return Dataset(path, manifest, str(manifest.get("data_sha256")), sizes, load)
 
 
-def _read_samples(path: Path) -> list[Sample]:
+def _sha256_of_opened(file: Any) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+def _open_file(path: Path) -> Dataset:
+    tables: list[Any] = []
     samples: list[Sample] = []
     for row in read_rows(path):
         if isinstance(row, BrokenRow):
             raise DataError(f"{row.where}: {row.reason}")
         samples.append(Sample.from_row(row.values, row.where))
-    return samples
+        if len(samples) == ROW_GROUP_ROWS:
+            tables.append(table_of(samples))
+            samples.clear()
+    if samples:
+        tables.append(table_of(samples))
+
+    def load(group: int, columns: Sequence[str] | None) -> Any:
+        return tables[group] if columns is None else tables[group].select(columns)
+
+    return Dataset(path, {}, sha256_of(path), [table.num_rows for table in tables], load)

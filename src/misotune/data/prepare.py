@@ -1,26 +1,25 @@
-"""The stage `prepare`: rows -> records -> samples -> a dataset folder, with an account of every row."""
+"""The stage `prepare`: rows -> records -> guards -> steps -> samples -> a dataset folder, each row accounted for."""
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from misotune.data.account import Account, BadRow
+from misotune.data.account import DEFAULT_THRESHOLDS, Account, DroppedKind, DroppedRow, ThresholdKind
 from misotune.data.dataset import DatasetWriter
 from misotune.data.files import BrokenRow, Row, read_rows
 from misotune.data.hub import read_hub_rows
-from misotune.data.records import BadRowError, Record, SkippedRowError, brief, to_samples
-from misotune.data.sources.fields import Join, RowContext, template_chooser
+from misotune.data.records import Record, to_samples
+from misotune.data.row_work import RowWork, WorkedRow, kind_of
+from misotune.data.sources.fields import Join
 from misotune.data.sources.registry import SOURCES, Source
-from misotune.errors import DataError
+from misotune.data.steps import Guard, Statistics, Step
+from misotune.data.workers import map_in_order
 from misotune.samples import Mode
 from misotune.storage import sha256_of
 
-NUM_BAD_SHOWN = 5
-# Counts, places and quoted values at the end of a reason.
-_DETAILS = re.compile(r", it is .*| at (?:byte|column) \d+| \(.*\)$|(?<=turn) \d+|, this is .*|\[\d+\]|: \{.*")
+Dedupe = Literal["off", "exact", "near"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +28,27 @@ class PrepareSettings:
 
     Attributes:
         mode: The inputs that a row gets.
-        seed: Draws the templates of `join: mixed`.
+        seed: Draws whatever is random.
         join: How constraints are joined to the instruction; None: the source's own way.
-        limit: Rows to keep at most; None: all.
-        max_dropped: Share of bad rows, 0 to 1, above which nothing is written.
+        limit: Rows that pass the guards at most; None: all.
+        fail_above: Shares of rows, 0 to 1 by kind, above which nothing is written.
         split: The split of a hub data set.
+        decompose_by_rules: Split instructions that list no constraints by rules.
+        dedupe: Which repeated rows are left out.
+        decontaminate: Evaluation sets (names or files) whose prompts must not occur in the rows.
+        workers: Processes that work on the rows; with 0 or 1 this one does.
     """
 
     mode: Mode = "para"
     seed: int = 0
     join: Join | None = None
     limit: int | None = None
-    max_dropped: float = 0.05
+    fail_above: Mapping[ThresholdKind, float] = field(default_factory=lambda: dict(DEFAULT_THRESHOLDS))
     split: str = "train"
+    decompose_by_rules: bool = False
+    dedupe: Dedupe = "off"
+    decontaminate: tuple[str, ...] = ()
+    workers: int = 1
 
 
 @dataclass(slots=True)
@@ -52,21 +59,23 @@ class Prepared:
         out: The dataset's folder.
         num_rows: Rows written; for flat more than rows kept.
         account: What became of every row read.
-        first_bad: The first few bad rows.
+        statistics: Languages and lengths of the texts.
     """
 
     out: Path
     num_rows: int
     account: Account
-    first_bad: list[BadRow] = field(default_factory=list)
+    statistics: dict[str, Any]
 
 
 def prepare_dataset(
     source: Source,
     out: Path,
     settings: PrepareSettings,
+    steps: Sequence[Step] = (),
     on_row: Callable[[Account], None] = lambda _: None,
-    on_bad: Callable[[BadRow], None] = lambda _: None,
+    on_dropped: Callable[[DroppedRow], None] = lambda _: None,
+    described: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Writes the dataset folder `out` from a source, row by row, and returns the account.
 
@@ -74,93 +83,147 @@ def prepare_dataset(
         source: Where the rows come from.
         out: The folder; it appears whole at the end, or not at all.
         settings: What decides the rows.
-        on_row: Called after each row, for progress.
-        on_bad: Called for each bad row.
+        steps: What is done to the records that passed the guards, in this order.
+        on_row: Called after each row read, for progress.
+        on_dropped: Called for each row left out or changed.
+        described: What the manifest's settings say of the steps.
 
     Raises:
         UsageError: The file is missing, or `out` holds something else.
-        DataError: The file cannot be read, no row was kept, or too many rows are bad.
+        DataError: The file cannot be read, no row was kept, or a share of rows is above its threshold.
+        RunError: A worker process was killed.
     """
-    result = Prepared(out, 0, Account())
     with DatasetWriter(out) as writer:
-        intake = _Intake(source, settings, writer, result, on_bad)
-        for row in _rows_of(source, settings.split):
-            if settings.limit is not None and result.account.kept >= settings.limit:
-                break
-            intake.take(row)
-            on_row(result.account)
-        result.num_rows = writer.num_rows
-        _check_account(source, result, settings.max_dropped)
-        writer.finish(_manifest(source, settings, result.account))
-    return result
 
+        def drop(row: DroppedRow) -> None:
+            writer.add_dropped(row)
+            on_dropped(row)
 
-class _Intake:
-    """Takes rows one by one: into the dataset, or into the account with a reason."""
-
-    def __init__(
-        self,
-        source: Source,
-        settings: PrepareSettings,
-        writer: DatasetWriter,
-        result: Prepared,
-        on_bad: Callable[[BadRow], None],
-    ) -> None:
-        self._source = source
-        self._mode: Mode = settings.mode
-        self._template_for = template_chooser(settings.join or source.join, settings.seed)
-        self._writer = writer
-        self._result = result
-        self._on_bad = on_bad
-        self._times_seen: Counter[str] = Counter()
-
-    def take(self, row: Row | BrokenRow) -> None:
-        """Keeps, skips or refuses one row."""
-        account = self._result.account
-        account.read += 1
-        try:
-            record = self._record_of(row)
-        except SkippedRowError as skipped:
-            account.skipped[str(skipped)] += 1
-        except BadRowError as bad:
-            self._refuse(BadRow(row.where, str(bad)))
-        else:
-            samples = to_samples(record, self._mode)
+        account, statistics = Account(), text_statistics()
+        guards = guards_of(settings)
+        # Steps change the texts, so that the statistics are taken behind them.
+        early = None if steps else statistics
+        records = read_records(
+            source, settings, account, guards=guards, statistics=early, on_row=on_row, on_dropped=drop
+        )
+        for step in steps:
+            records = step(records, account)
+        for record in records:
+            if early is None:
+                statistics.add(statistics.measure(record))
+            samples = to_samples(record, settings.mode)
             account.keep(record, samples)
+            if record.checks:
+                writer.add_checks(record.id, record.checks)
             for sample in samples:
-                self._writer.add(sample)
-
-    def _record_of(self, row: Row | BrokenRow) -> Record:
-        if isinstance(row, BrokenRow):
-            raise BadRowError(row.reason)
-        context = RowContext(self._source.name, f"{self._source.name}-{row.number}", self._template_for)
-        record = self._source.to_record(row.values, context)
-        _check_text(record)
-        self._times_seen[record.id] += 1
-        times = self._times_seen[record.id]
-        return record if times == 1 else replace(record, id=f"{record.id}~{times}")
-
-    def _refuse(self, bad: BadRow) -> None:
-        self._result.account.bad[_kind_of(bad.reason)] += 1
-        self._writer.add_dropped(bad)
-        if len(self._result.first_bad) < NUM_BAD_SHOWN:
-            self._result.first_bad.append(bad)
-        self._on_bad(bad)
+                writer.add(sample)
+        account.check(source.path or source.hub_id, settings.fail_above)
+        summary = statistics.to_dict()
+        writer.finish(_manifest(source, settings, account, summary, described or {}))
+    return Prepared(out, writer.num_rows, account, summary)
 
 
-def _check_text(record: Record) -> None:
-    """Refuses halves of surrogate pairs, which JSON can write and no file can hold."""
-    history = (message["content"] for message in record.history)
-    for text in (record.id, record.instruction, *record.constraints, record.output, *history):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadRowError(f"text with half a surrogate pair ({brief(text[error.start])})") from error
+def read_records(
+    source: Source,
+    settings: PrepareSettings,
+    account: Account,
+    *,
+    guards: Mapping[DroppedKind, Guard] | None = None,
+    statistics: Statistics | None = None,
+    on_row: Callable[[Account], None] = lambda _: None,
+    on_dropped: Callable[[DroppedRow], None] = lambda _: None,
+) -> Iterator[Record]:
+    """Yields the records of a source that pass the guards, each with an id of its own.
+
+    Rows are worked on in `settings.workers` processes; what is yielded and counted does not depend on how many.
+
+    Args:
+        source: Where the rows come from.
+        settings: Of these `seed`, `join`, `limit`, `split`, `decompose_by_rules` and `workers` are used.
+        account: Counts the rows read, and those left out.
+        guards: By the kind that the account counts their rows under; see `guards_of`.
+        statistics: Gets the records yielded.
+        on_row: Called after each row read, for progress.
+        on_dropped: Called for each row left out or changed.
+
+    Raises:
+        UsageError: The file is missing.
+        DataError: The file cannot be read.
+        RunError: The hub cannot be reached, or a worker process was killed.
+    """
+    guards = guards or {}
+    work = RowWork(
+        source,
+        settings.join or source.join,
+        settings.seed,
+        (_by_rules(),) if settings.decompose_by_rules else (),
+        tuple(guard.fingerprint for guard in guards.values()),
+        statistics.measure if statistics is not None else None,
+    )
+    times_seen: Counter[str] = Counter()
+    num_passed = 0
+    for row in map_in_order(work, _rows_of(source, settings.split), settings.workers):
+        account.read += 1
+        dropped = row if isinstance(row, DroppedRow) else _refused(row, guards)
+        if dropped is not None:
+            account.drop(dropped, kind_of(dropped.reason) if dropped.kind == "bad" else None)
+            on_dropped(dropped)
+        elif isinstance(row, WorkedRow):
+            record = _with_own_id(row.record, times_seen)
+            for note in record.notes:
+                on_dropped(DroppedRow(row.where, note, "changed", record.id))
+            if statistics is not None and row.measured is not None:
+                statistics.add(row.measured)
+            yield record
+            num_passed += 1
+        on_row(account)
+        if num_passed == settings.limit:
+            return
 
 
-def _kind_of(reason: str) -> str:
-    """The reason without what differs from row to row, so that equal faults are counted together."""
-    return _DETAILS.sub("", reason).strip()
+def guards_of(settings: PrepareSettings) -> dict[DroppedKind, Guard]:
+    """Returns the guards that the settings ask for.
+
+    Raises:
+        UsageError: An evaluation set is unknown, or its file is missing.
+    """
+    guards: dict[DroppedKind, Guard] = {}
+    if settings.decontaminate:
+        from misotune.data.guards.overlap import Decontamination
+
+        guards["overlap"] = Decontamination(settings.decontaminate)
+    if settings.dedupe != "off":
+        from misotune.data.guards.duplicates import Deduplication
+
+        guards["duplicates"] = Deduplication(settings.dedupe)
+    return guards
+
+
+def text_statistics() -> Statistics:
+    """Returns the statistics of texts: languages and lengths."""
+    from misotune.data.guards.statistics import TextStatistics
+
+    return TextStatistics()
+
+
+def _by_rules() -> Callable[[Record], Record]:
+    from misotune.data.decompose.rules import decompose_by_rules
+
+    return decompose_by_rules
+
+
+def _refused(row: WorkedRow, guards: Mapping[DroppedKind, Guard]) -> DroppedRow | None:
+    for (kind, guard), fingerprint in zip(guards.items(), row.fingerprints, strict=True):
+        reason = guard.accept(row.record, fingerprint)
+        if reason is not None:
+            return DroppedRow(row.where, reason, kind, row.record.id)
+    return None
+
+
+def _with_own_id(record: Record, times_seen: Counter[str]) -> Record:
+    times_seen[record.id] += 1
+    times = times_seen[record.id]
+    return record if times == 1 else replace(record, id=f"{record.id}~{times}")
 
 
 def _rows_of(source: Source, split: str) -> Iterator[Row | BrokenRow]:
@@ -168,28 +231,21 @@ def _rows_of(source: Source, split: str) -> Iterator[Row | BrokenRow]:
         return read_rows(source.path)
     assert source.hub_id is not None, "find_source gives every source a file or a hub id"
     command = f"misotune prepare {source.name} --data FILE" if source.name in SOURCES else "misotune prepare FILE"
-    return read_hub_rows(source.hub_id, split, command)
+    return read_hub_rows(source.hub_id, split, command, source.revision)
 
 
-def _check_account(source: Source, result: Prepared, max_dropped: float) -> None:
-    account = result.account
-    name = source.path or source.hub_id
-    first = f"; the first: {result.first_bad[0].where}: {result.first_bad[0].reason}" if result.first_bad else ""
-    if account.bad_share > max_dropped:
-        raise DataError(
-            f"{name}: {account.num_bad} of {account.read} rows are bad, more than the share {max_dropped:g} "
-            f"that --max-dropped allows{first}"
-        )
-    if not account.kept:
-        raise DataError(f"{name}: no row was kept of {account.read} read{first}")
-
-
-def _manifest(source: Source, settings: PrepareSettings, account: Account) -> dict[str, Any]:
+def _manifest(
+    source: Source,
+    settings: PrepareSettings,
+    account: Account,
+    statistics: dict[str, Any],
+    described: Mapping[str, Any],
+) -> dict[str, Any]:
     where: dict[str, Any] = {"name": source.name}
     if source.path is not None:
         where |= {"path": str(source.path), "sha256": sha256_of(source.path)}
     else:
-        where |= {"hub_id": source.hub_id, "split": settings.split}
+        where |= {"hub_id": source.hub_id, "split": settings.split, "revision": source.revision}
     return {
         "source": where,
         "mode": settings.mode,
@@ -197,7 +253,12 @@ def _manifest(source: Source, settings: PrepareSettings, account: Account) -> di
         "settings": {
             "join": settings.join or source.join,
             "limit": settings.limit,
-            "max_dropped": settings.max_dropped,
+            "fail_above": dict(settings.fail_above),
+            "dedupe": settings.dedupe,
+            "decontaminate": list(settings.decontaminate),
+            **({"decompose": "rules"} if settings.decompose_by_rules else {}),
+            **described,
         },
         "account": account.to_dict(),
+        "statistics": statistics,
     }

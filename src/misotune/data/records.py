@@ -5,6 +5,7 @@ A source reads rows of one form and yields records; everything after that is the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from misotune.samples import Mode, Role, Sample, SampleInput
 
@@ -71,6 +72,8 @@ class Record:
         history_loss: Also train on the assistant turns of the history.
         confidence: How sure the split into instruction and constraints is, from 0 to 1.
         rule: What made the split.
+        checks: What verifies each constraint, in the order of `constraints`: a type and its arguments, as in
+            IFEval; empty: nothing is known to.
         one_input: Why the row has no constraints, for the account; None when it has some.
         notes: What the source changed in the row, for the account.
     """
@@ -87,6 +90,7 @@ class Record:
     history_loss: bool = False
     confidence: float = 1.0
     rule: str = "columns"
+    checks: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     one_input: str | None = None
     notes: tuple[str, ...] = ()
 

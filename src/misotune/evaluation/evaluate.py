@@ -13,7 +13,7 @@ from misotune.evaluation.responses import read_responses
 from misotune.evaluation.results import check_result_folder, write_result
 from misotune.evaluation.scoring import ScoredSample, Scores, figures_of, score_responses, scores_by_type
 from misotune.evaluation.tasks import Task, load_task
-from misotune.evaluation.verifiers import SEED
+from misotune.verifiers import SEED
 
 if TYPE_CHECKING:
     from misotune.evaluation.generation import ChatModel, OnProgress

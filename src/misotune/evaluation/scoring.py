@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from misotune.evaluation.prompts import ConstrainedPrompt
-from misotune.evaluation.verifiers import verify
+from misotune.verifiers import verify
 
 
 @dataclass(frozen=True, slots=True)

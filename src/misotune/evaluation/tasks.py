@@ -9,7 +9,7 @@ from typing import Any
 
 from misotune.errors import DataError, RunError, UsageError
 from misotune.evaluation.prompts import ConstrainedPrompt, prompts_from_rows, read_jsonl
-from misotune.evaluation.verifiers import drawn_constraints, ensure_verifiers
+from misotune.verifiers import drawn_constraints, ensure_verifiers
 
 IFEVAL_HUB_ID = "google/IFEval"
 

@@ -30,6 +30,8 @@ class EncodedSample:
         num_opening_tokens: Tokens of the first input before its first user text: BOS, system prompt, header.
         can_chunk: Whether succ may cut its one input.
         roles: The part that each input plays; empty: not known.
+        starts: Where in `output` each instruction's part begins: one, or several once instructions are joined
+            to one causal text. The loss per instruction counts by it.
     """
 
     id: str
@@ -39,6 +41,7 @@ class EncodedSample:
     num_opening_tokens: int = 0
     can_chunk: bool = True
     roles: tuple[str, ...] = ()
+    starts: tuple[int, ...] = (0,)
 
     @property
     def num_input_tokens(self) -> int:
@@ -54,6 +57,11 @@ class EncodedSample:
     def num_trained_tokens(self) -> int:
         """Tokens whose prediction enters the loss."""
         return int(self.is_trained.sum())
+
+    @property
+    def num_trained_by_instruction(self) -> NDArray[np.int64]:
+        """Trained tokens of each instruction's part; their sum is `num_trained_tokens`."""
+        return np.add.reduceat(self.is_trained, self.starts, dtype=np.int64)
 
     @property
     def longest_pair(self) -> int:
@@ -73,7 +81,8 @@ class EncodedSample:
         end = int(turn_ends[-1]) + 1 if len(turn_ends) else len(flags)
         if not flags[:end].any():
             return None
-        return replace(self, output=self.output[:end], is_trained=self.is_trained[:end])
+        starts = tuple(start for start in self.starts if start < end)
+        return replace(self, output=self.output[:end], is_trained=self.is_trained[:end], starts=starts)
 
 
 def encode_sample(sample: Sample, template: ChatTemplate) -> EncodedSample:

@@ -1,5 +1,6 @@
-"""Packing: which samples share a row."""
+"""Packing: which samples share a row, and how rows come to be of one length."""
 
+import heapq
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
@@ -30,4 +31,26 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             rows.append([])
         rows[row].append(index)
         insort(by_room, (room - length, row))
+    return rows
+
+
+def spread(lengths: Sequence[int], num_rows: int) -> list[list[int]]:
+    """Returns at most `num_rows` rows of sample indices, of about the same length: longest processing time first.
+
+    Samples are taken longest first; each goes to the row that is the shortest so far. The longest row has at most
+    4/3 of the tokens of the best arrangement (Graham, 1969).
+
+    Args:
+        lengths: Tokens of each sample, all inputs and the output together.
+        num_rows: Rows to fill; fewer samples fill fewer rows.
+
+    >>> spread([5, 3, 4, 2, 1], num_rows=2)
+    [[0, 3, 4], [2, 1]]
+    """
+    rows: list[list[int]] = [[] for _ in range(min(num_rows, len(lengths)))]
+    shortest = [(0, row) for row in range(len(rows))]
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        tokens, row = shortest[0]
+        rows[row].append(index)
+        heapq.heapreplace(shortest, (tokens + lengths[index], row))
     return rows

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from misotune.errors import LayoutError, UsageError
+from misotune.layout.pieces import PieceTokenizer
 
 Message = Mapping[str, str]
 
@@ -34,6 +35,7 @@ class ChatTemplate:
                 f"set model.chat_template to one of {', '.join(shipped_template_names())} or to a .jinja file"
             )
         self.tokenizer = tokenizer
+        self._ids_of = PieceTokenizer(tokenizer)
         self._openings: dict[str | None, list[int]] = {}
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
@@ -54,7 +56,7 @@ class ChatTemplate:
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
         """Returns the conversation's token ids; the template alone decides about BOS."""
         text = self.render(messages, add_generation_prompt=add_generation_prompt)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self._ids_of(text)
         bos = self.tokenizer.bos_token_id
         if bos is not None and bos != self.tokenizer.eos_token_id and ids[:2] == [bos, bos]:
             raise LayoutError("the rendered conversation begins with two BOS tokens")

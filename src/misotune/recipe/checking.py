@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from misotune.recipe.rules import find_conflicts
 from misotune.recipe.schema import SECTIONS, Recipe
-from misotune.recipe.wording import allowed_values, keys_of, known_part, nearest_key, nearest_value
+from misotune.recipe.wording import Schema, allowed_values, keys_of, known_part, nearest_key, nearest_value
 from misotune.recipe.yaml_text import KeyPath, as_mapping, format_value
 
 MAX_SHOWN = 60
@@ -35,35 +35,41 @@ def check_recipe(values: Any) -> Recipe | list[Problem]:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = _field_problems(error, values)
+        problems = field_problems(error, values)
     bad = {problem.path for problem in problems}
     bad |= {meant for path in bad if (meant := _meant_path(path))}
     return problems + list(_rule_problems(values, bad))
 
 
-def _field_problems(error: ValidationError, values: Any) -> list[Problem]:
-    """Returns a problem per key: a union reports one key once for each of its types."""
+def field_problems(error: ValidationError, values: Any, root: Schema | None = None) -> list[Problem]:
+    """Returns a problem per key: a union reports one key once for each of its types.
+
+    Args:
+        error: What the model said.
+        values: What it was given.
+        root: The model's JSON schema; None: a recipe's.
+    """
     kinds: dict[KeyPath, tuple[str, str]] = {}
     for entry in error.errors(include_url=False):
         kind, loc = entry["type"], entry["loc"]
         unknown = kind in ("extra_forbidden", "invalid_key")
-        path = loc if unknown or kind == "missing" else known_part(loc)
+        path = loc if unknown or kind == "missing" else known_part(loc, root)
         if path or kind != "value_error":  # a rule between fields: `_rule_problems` reports these
             kinds.setdefault(path, ("unknown" if unknown else kind, entry["msg"]))
-    meant = {_meant_path(path) for path, (kind, _) in kinds.items() if kind == "unknown"}
+    meant = {_meant_path(path, root) for path, (kind, _) in kinds.items() if kind == "unknown"}
     return [
-        Problem(path, _describe_problem(path, kind, message, values))
+        Problem(path, _describe_problem(path, kind, message, values, root))
         for path, (kind, message) in kinds.items()
         if not (kind == "missing" and path in meant)
     ]
 
 
-def _describe_problem(path: KeyPath, kind: str, message: str, values: Any) -> str:
+def _describe_problem(path: KeyPath, kind: str, message: str, values: Any, root: Schema | None) -> str:
     if kind == "unknown":
-        near = nearest_key(path)
+        near = nearest_key(path, root)
         hint = f"did you mean {near!r}? " if near else ""
-        return f"unknown key; {hint}allowed: {', '.join(keys_of(path[:-1]))}"
-    allowed = allowed_values(path) if path else f"a mapping with the keys {', '.join(keys_of(()))}"
+        return f"unknown key; {hint}allowed: {', '.join(keys_of(path[:-1], root))}"
+    allowed = allowed_values(path, root) if path else f"a mapping with the keys {', '.join(keys_of((), root))}"
     if kind == "missing":
         return f"missing; must be {allowed}"
     value = value_at(values, path)
@@ -71,7 +77,7 @@ def _describe_problem(path: KeyPath, kind: str, message: str, values: Any) -> st
         return f"got {_show(value)}; {message.removeprefix('Value error, ')}"
     if kind == "finite_number":
         allowed = allowed.replace("a number", "a finite number")
-    near = nearest_value(path, value)
+    near = nearest_value(path, value, root)
     hint = f"; did you mean {near!r}?" if near else ""
     if kind == "string_type" and isinstance(value, bool | int | float):
         hint = NEEDS_QUOTES
@@ -92,11 +98,11 @@ def _rule_problems(values: Any, bad: set[KeyPath]) -> Iterator[Problem]:
         yield Problem(first, message, tuple(others))
 
 
-def _meant_path(path: KeyPath) -> KeyPath | None:
+def _meant_path(path: KeyPath, root: Schema | None = None) -> KeyPath | None:
     """Returns the path of the key that an unknown key probably stands for."""
-    if not path or known_part(path) == path:
+    if not path or known_part(path, root) == path:
         return None
-    near = nearest_key(path)
+    near = nearest_key(path, root)
     if near is None:
         return None
     return tuple(near.split(".")) if "." in near or len(path) == 1 else (*path[:-1], near)

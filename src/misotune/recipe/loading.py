@@ -3,17 +3,18 @@
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from misotune.errors import RecipeError
 from misotune.recipe.checking import NEEDS_QUOTES, Problem, check_recipe
+from misotune.recipe.mixture import MixtureFile, check_mixture, mixture_json_schema
 from misotune.recipe.resolved import DEFAULT, ResolvedRecipe, leaves
 from misotune.recipe.schema import SECTIONS, Recipe
-from misotune.recipe.wording import example_of, known_part
+from misotune.recipe.wording import Schema, example_of, known_part
 from misotune.recipe.yaml_text import (
     KeyPath,
     YamlSyntaxError,
@@ -25,6 +26,8 @@ from misotune.recipe.yaml_text import (
 _PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED_FOLDERS = (_PACKAGE / "shipped_recipes", _PACKAGE.parents[1] / "recipes")
 """Where the recipes that come with misotune lie: in an installed package, or in a source checkout."""
+
+T = TypeVar("T")
 
 _OVERRIDE = re.compile(r"(?P<key>\w+(?:\.\w+)*)=(?P<value>.*)", re.DOTALL)
 
@@ -63,8 +66,17 @@ class _Draft:
 
 def shipped_recipes() -> list[Path]:
     """Returns the recipes that come with misotune, by name."""
+    return _shipped("*.yaml")
+
+
+def shipped_mixtures() -> list[Path]:
+    """Returns the mixture files that come with misotune, by name."""
+    return _shipped("mixtures/*.yaml")
+
+
+def _shipped(pattern: str) -> list[Path]:
     folder = next((folder for folder in SHIPPED_FOLDERS if folder.is_dir()), None)
-    return sorted(folder.glob("*.yaml")) if folder else []
+    return sorted(folder.glob(pattern)) if folder else []
 
 
 def find_recipe(text: str) -> Path:
@@ -73,16 +85,29 @@ def find_recipe(text: str) -> Path:
     Raises:
         RecipeError: There is no such file.
     """
+    return _find(text, "recipe", Path("recipes"), shipped_recipes())
+
+
+def find_mixture(text: str) -> Path:
+    """Returns the mixture file that `text` names: a path, or else a shipped one (`chat_code_math_tools`).
+
+    Raises:
+        RecipeError: There is no such file.
+    """
+    return _find(text, "mixture", Path("recipes/mixtures"), shipped_mixtures())
+
+
+def _find(text: str, kind: str, folder: Path, files: Sequence[Path]) -> Path:
     path = Path(text)
     if path.is_file():
         return path
-    shipped = {recipe.stem: recipe for recipe in shipped_recipes()}
-    if path.parent in (Path(), Path("recipes")) and path.suffix in ("", ".yaml") and path.stem in shipped:
+    shipped = {file.stem: file for file in files}
+    if path.parent in (Path(), folder) and path.suffix in ("", ".yaml") and path.stem in shipped:
         return shipped[path.stem]
     near = get_close_matches(path.stem, shipped, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
-    raise RecipeError(f"{text}: {what}; {hint}shipped recipes: {', '.join(shipped)}")
+    what = f"is a folder, not a {kind}" if path.is_dir() else f"no such {kind}"
+    raise RecipeError(f"{text}: {what}; {hint}shipped {kind}s: {', '.join(shipped)}")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> ResolvedRecipe:
@@ -96,20 +121,43 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> ResolvedRecipe:
         RecipeError: The file cannot be read, or keys or values are wrong: one line per problem, each with its
             place (file and line, or the flag), the key, and what is allowed.
     """
-    draft = _read_file(path)
+    recipe, draft = _load(path, overrides, check_recipe, None)
+    return ResolvedRecipe(recipe, _origins(draft, recipe))
+
+
+def load_mixture_file(path: Path, overrides: Sequence[str] = ()) -> tuple[MixtureFile, Callable[[KeyPath], str]]:
+    """Returns the mixture in a YAML file, changed by overrides, and where a value of it was written.
+
+    Args:
+        path: The file.
+        overrides: `key=value`, the value as YAML; a later one wins.
+
+    Raises:
+        RecipeError: As for `load_recipe`.
+    """
+    mixture, draft = _load(path, overrides, check_mixture, mixture_json_schema())
+    return mixture, lambda key: draft.place_of(key).text
+
+
+def _load(
+    path: Path, overrides: Sequence[str], check: Callable[[Any], T | list[Problem]], root: Schema | None
+) -> tuple[T, _Draft]:
+    draft = _read_file(
+        path, "recipe: misotune recipe show quickstart" if root is None else "mixture: chat_code_math_tools"
+    )
     for index, override in enumerate(overrides):
-        _apply_override(draft, override, index)
-    result = check_recipe(draft.values)
+        _apply_override(draft, override, index, root)
+    result = check(draft.values)
     if isinstance(result, list):
-        draft.reports += [_report(draft, problem) for problem in result]
+        draft.reports += [_report(draft, problem) for problem in cast(list[Problem], result)]
         result = None
     if result is None or draft.reports:
         lines = [f"{place.text}: {message}" for place, message in sorted(draft.reports)]
         raise RecipeError("\n".join(dict.fromkeys(lines)))
-    return ResolvedRecipe(result, _origins(draft, result))
+    return result, draft
 
 
-def _read_file(path: Path) -> _Draft:
+def _read_file(path: Path, example: str) -> _Draft:
     name = _short_name(path)
     try:
         document = parse_yaml(path.read_text(encoding="utf-8-sig"))
@@ -120,7 +168,7 @@ def _read_file(path: Path) -> _Draft:
     except YamlSyntaxError as error:
         raise RecipeError(f"{name}:{error.line}: not valid YAML: {error}") from error
     if document.value is None:
-        raise RecipeError(f"{name}: empty; begin from a shipped recipe: misotune recipe show quickstart")
+        raise RecipeError(f"{name}: empty; begin from a shipped {example}")
     places = {key: Place(0, line, f"{name}:{line}") for key, line in document.lines.items()}
     places[()] = Place(0, 0, name)
     draft = _Draft(document.value, places)
@@ -129,7 +177,7 @@ def _read_file(path: Path) -> _Draft:
     return draft
 
 
-def _apply_override(draft: _Draft, override: str, index: int) -> None:
+def _apply_override(draft: _Draft, override: str, index: int, root: Schema | None) -> None:
     place = Place(1, index, override)
     match = _OVERRIDE.fullmatch(override)
     if match is None:
@@ -145,20 +193,20 @@ def _apply_override(draft: _Draft, override: str, index: int) -> None:
     problems = [_with_key((*path, *below), message) for below, _, message in document.problems]
     if not text.strip():
         problems.append(f"no value; for null write {key}=null")
-    if message := _not_below(path):
+    if message := _not_below(path, root):
         problems.append(message)
     draft.reports += [(place, message) for message in problems]
     if not problems:
         _set_value(draft, path, document.value, place)
 
 
-def _not_below(path: KeyPath) -> str | None:
+def _not_below(path: KeyPath, root: Schema | None) -> str | None:
     """Returns what is wrong with a key that goes on below a field."""
-    known = known_part(path)
-    if known in ((), path) or (len(known) == 1 and known[0] in SECTIONS):
+    known = known_part(path, root)
+    if known in ((), path) or (root is None and len(known) == 1 and known[0] in SECTIONS):
         return None
     key = ".".join(map(str, known))
-    return f"{key} has no keys below it; set it whole: {key}={example_of(known)}"
+    return f"{key} has no keys below it; set it whole: {key}={example_of(known, root)}"
 
 
 def _set_value(draft: _Draft, path: KeyPath, value: Any, place: Place) -> None:

@@ -28,7 +28,8 @@ ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 ChunkCount = Annotated[int, Field(ge=1, le=64)]
 
 
-def _each_once(values: tuple[str, ...]) -> tuple[str, ...]:
+def each_once(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses a list that names something twice."""
     if len(set(values)) < len(values):
         raise ValueError("each may stand there once")
     return values
@@ -56,7 +57,9 @@ def _tidy_properties(schema: dict[str, Any]) -> None:
             field["description"] = " ".join(field["description"].split())
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a recipe or mixture file: frozen, strict, and closed to unknown keys."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -68,7 +71,7 @@ class _Section(BaseModel):
     )
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """The model to start from."""
 
     name: Text
@@ -82,7 +85,7 @@ class ModelSection(_Section):
     .jinja file."""
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """The prepared dataset."""
 
     path: Text
@@ -105,7 +108,7 @@ class DataSection(_Section):
     refuses to start, 0 to 1."""
 
 
-class MisoSection(_Section):
+class MisoSection(Section):
     """How a sample's inputs are chosen, placed and fused."""
 
     mode: Mode
@@ -134,7 +137,7 @@ class MisoSection(_Section):
     inputs: Annotated[
         tuple[InputRole, ...],
         Field(strict=False, min_length=1, json_schema_extra={"uniqueItems": True}),
-        AfterValidator(_each_once),
+        AfterValidator(each_once),
     ] = ("full", "constraint", "base")
     """The inputs that mode para takes: the full instruction, the instruction with one constraint (one input
     each), the instruction without constraints."""
@@ -166,7 +169,7 @@ class MisoSection(_Section):
         return self.positions
 
 
-class TrainSection(_Section):
+class TrainSection(Section):
     """The optimisation."""
 
     epochs: PositiveFloat | None = None
@@ -185,6 +188,10 @@ class TrainSection(_Section):
     tokens_per_micro_batch: PositiveInt | None = None
     """Tokens that a packed row holds on one device; a longer sample gets a row of its own. Null:
     `data.max_length`. Not used without `pack`."""
+
+    loss: Literal["token_mean", "instruction_mean"] = "token_mean"
+    """What a step's loss is: the mean over all trained tokens of its samples, or over instructions, of each one's
+    mean over its trained tokens. A sample is one instruction; one joined from a mixture's chunk is several."""
 
     learning_rate: PositiveFloat
     """Highest learning rate, at the end of the warm-up."""
@@ -226,7 +233,7 @@ class TrainSection(_Section):
     """Newest checkpoints that are kept; older ones are deleted."""
 
 
-class LoraSection(_Section):
+class LoraSection(Section):
     """Low-rank adapters in place of full fine-tuning."""
 
     rank: PositiveInt = 16
@@ -245,7 +252,7 @@ class LoraSection(_Section):
     """Rank-stabilised scaling."""
 
 
-class DeepspeedSection(_Section):
+class DeepspeedSection(Section):
     """DeepSpeed's ZeRO."""
 
     stage: Annotated[int, Field(ge=0, le=3)]
@@ -256,14 +263,14 @@ class DeepspeedSection(_Section):
     3)."""
 
 
-class OutputSection(_Section):
+class OutputSection(Section):
     """Where results go."""
 
     runs_dir: Text = "runs"
     """Folder of run folders; `misotune eval` and `export` look for the newest run in `runs`."""
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A misotune training recipe: complete in itself, no inheritance between files."""
 
     name: Annotated[
@@ -321,9 +328,9 @@ class Recipe(_Section):
         return self.train.tokens_per_micro_batch or self.data.max_length
 
 
-def _section_model(annotation: Any) -> type[_Section] | None:
+def _section_model(annotation: Any) -> type[Section] | None:
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return next((o for o in options if isinstance(o, type) and issubclass(o, _Section)), None)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
 
 
 SECTIONS: dict[str, type[BaseModel]] = {

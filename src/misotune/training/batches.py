@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,10 @@ from torch.utils.data import Dataset
 from misotune.attention import MisoArguments
 from misotune.layout import Chunking, EncodedSample, build_row
 from misotune.layout.row import Positions
+from misotune.training.encoded import EncodedSamples
 from misotune.training.schedule import Schedule
+
+Loss = Literal["token_mean", "instruction_mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class StepCount:
     samples: int
     tokens: int
     trained_tokens: int
+    instructions: int
     epoch: float
 
 
@@ -35,11 +39,12 @@ class MicroBatches(Dataset[dict[str, Any]]):
         kernel: Which attention kernel.
         shares: Of roles, for the weighting `fixed`.
         chunking: How inputs are cut (mode succ); None: samples stay whole.
+        loss: What a step's loss is the mean of.
     """
 
     def __init__(
         self,
-        samples: Sequence[EncodedSample],
+        samples: EncodedSamples,
         schedule: Schedule,
         *,
         positions: Positions,
@@ -47,6 +52,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         kernel: str,
         shares: Mapping[str, float] | None = None,
         chunking: Chunking | None = None,
+        loss: Loss = "token_mean",
     ) -> None:
         self.samples = samples
         self.schedule = schedule
@@ -55,15 +61,15 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.shares = shares
         self.kernel = kernel
         self.chunking = chunking
-        self._num_tokens = np.array([sample.num_tokens for sample in samples])
-        self._num_trained = np.array([sample.num_trained_tokens for sample in samples])
+        self.loss: Loss = loss
+        self._num_tokens = samples.num_tokens
         self._step_rows: tuple[int, list[list[tuple[int, int]]]] = (-1, [])
 
     def __len__(self) -> int:
         return self.schedule.num_micro_batches
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns the model's keyword arguments, and beside them `targets` and `num_trained_in_step`."""
+        """Returns the model's keyword arguments, and beside them what `step_loss` needs."""
         step, slot = divmod(index, self.schedule.accumulation * self.schedule.num_devices)
         if self._step_rows[0] != step:
             self._step_rows = (step, self.schedule.step_rows(step))
@@ -73,13 +79,18 @@ class MicroBatches(Dataset[dict[str, Any]]):
         members = [self._sample(entry) for entry in entries or self._step_rows[1][0][:1]]
         row = build_row(members, self.positions, self.shares)
         none = torch.zeros(0, dtype=torch.long)
+        count = self.count(step)
+        weights = None
+        if self.loss == "instruction_mean":
+            weights = instruction_weights(members if entries else (), count)
         return {
             "input_ids": row.input_ids,
             "position_ids": row.position_ids,
             "miso": MisoArguments(row.layout, self.weighting, self.kernel),
             "logits_to_keep": row.predictors if entries else none,
             "targets": row.targets if entries else none,
-            "num_trained_in_step": self.count(step).trained_tokens,
+            "target_weights": weights,
+            "num_trained_in_step": count.trained_tokens,
         }
 
     def sample_ids(self, step: int) -> list[str]:
@@ -93,7 +104,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
         return StepCount(
             samples=len(entries),
             tokens=int(self._num_tokens[members].sum()),
-            trained_tokens=int(self._num_trained[members].sum()),
+            trained_tokens=int(self.samples.num_trained_tokens[members].sum()),
+            instructions=int(self.samples.num_instructions[members].sum()),
             epoch=(step * self.schedule.batch_size + len(entries)) / len(self.samples),
         )
 
@@ -101,3 +113,18 @@ class MicroBatches(Dataset[dict[str, Any]]):
         epoch, index = entry
         sample = self.samples[index]
         return self.chunking.cut(sample, epoch) if self.chunking else sample
+
+
+def instruction_weights(samples: Sequence[EncodedSample], count: StepCount) -> torch.Tensor:
+    """Returns the weight of each trained token of a row under the loss `instruction_mean`.
+
+    The step's loss is the mean over its I instructions of each one's mean over its t trained tokens. As a mean
+    over all T trained tokens of the step, in which `step_loss` computes it, a token so weighs T / (I t).
+
+    Args:
+        samples: The samples of the row, in order.
+        count: What the step holds, over all devices.
+    """
+    numbers = [number for sample in samples for number in sample.num_trained_by_instruction]
+    by_instruction = count.trained_tokens / (count.instructions * np.maximum(numbers, 1))
+    return torch.as_tensor(np.repeat(by_instruction, numbers).astype(np.float32))

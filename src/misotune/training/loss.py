@@ -6,19 +6,28 @@ from torch import Tensor
 
 
 def step_loss(
-    logits: Float[Tensor, "1 P V"], targets: Int[Tensor, "P"], num_trained_in_step: int, num_devices: int
+    logits: Float[Tensor, "1 P V"],
+    targets: Int[Tensor, "P"],
+    num_trained_in_step: int,
+    num_devices: int,
+    weights: Float[Tensor, "P"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Returns a micro-batch's share of the step's mean loss per trained token.
+    """Returns a micro-batch's share of the step's loss.
 
-    Summed over a step's micro-batches this is the mean over all trained tokens of the step, whatever the
-    devices, the accumulation and the packing. Devices' gradients are averaged, not summed, by DDP and DeepSpeed:
-    hence the factor `num_devices`.
+    Summed over a step's micro-batches this is the (weighted) mean over all trained tokens of the step, whatever
+    the devices, the accumulation and the packing. Devices' gradients are averaged, not summed, by DDP and
+    DeepSpeed: hence the factor `num_devices`.
 
     Args:
         logits: Logits at the predictors alone, the token before each trained one; may be of no tokens.
         targets: The trained token ids.
         num_trained_in_step: Trained tokens of the step, over all devices and micro-batches.
         num_devices: Devices that share the step.
+        weights: Of each target; over the whole step their mean is 1. None: all tokens count the same.
     """
-    total = torch.nn.functional.cross_entropy(logits[0].float(), targets, reduction="sum")
-    return total * (num_devices / num_trained_in_step)
+    scale = num_devices / num_trained_in_step
+    logits = logits[0].float()
+    if weights is None:
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum") * scale
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return (losses * weights).sum() * scale

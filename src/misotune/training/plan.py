@@ -24,25 +24,22 @@ def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches, kerne
         sum(getattr(micro_batches.count(step), field) for step in range(schedule.num_steps))
         for field in ("tokens", "trained_tokens")
     )
-    row_lengths = [
-        sum(schedule.lengths[index] for _, index in row)
-        for step in range(schedule.num_steps)
-        for row in schedule.step_rows(step)
-        if row
-    ]
-    inputs = [len(sample.inputs) for sample in corpus.samples]
+    packing = schedule.packing
+    inputs = corpus.samples.num_inputs
     return {
         "name": recipe.name,
         "model": recipe.model.name,
         "dataset": recipe.data.path,
         "data": corpus.account(),
+        "cache": {"used": corpus.from_cache, "key": corpus.key, "folder": corpus.cache and str(corpus.cache)},
         "mode": recipe.miso.mode,
         "weighting": recipe.miso.weighting,
         "weights": recipe.miso.weights or None,
         "positions": recipe.miso.chosen_positions,
         "kernel": kernel,
         "trained_on": "the response and its end-of-turn token",
-        "inputs_per_sample": {"mean": round(float(np.mean(inputs)), 2), "max": max(inputs)},
+        "loss": recipe.train.loss,
+        "inputs_per_sample": {"mean": round(float(np.mean(inputs)), 2), "max": int(inputs.max())},
         "sample_length": {
             "median": int(np.median(lengths)),
             "p99": int(np.quantile(lengths, 0.99)),
@@ -54,18 +51,12 @@ def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches, kerne
         "accumulation": schedule.accumulation,
         "tokens": tokens,
         "trained_tokens": trained,
-        "packed_rows": len(row_lengths),
-        "longest_row": max(row_lengths),
+        "packed_rows": packing.num_rows,
+        "longest_row": packing.longest_row,
         "row_capacity": schedule.capacity,
-        "packing_waste": _waste(row_lengths, schedule.capacity),
+        "packing_waste": None if schedule.capacity is None else round(packing.waste, 4),
+        "device_balance": round(packing.balance, 4),
         "engine": "transformers" if recipe.deepspeed is None else f"DeepSpeed ZeRO-{recipe.deepspeed.stage}",
         "precision": recipe.train.precision,
         "trains": "all weights" if recipe.lora is None else f"LoRA of rank {recipe.lora.rank}",
     }
-
-
-def _waste(row_lengths: list[int], capacity: int | None) -> float | None:
-    """Share of the rows' room that stays empty; rows are never padded, so it costs no computation."""
-    if capacity is None:
-        return None
-    return round(1 - sum(row_lengths) / sum(max(length, capacity) for length in row_lengths), 4)

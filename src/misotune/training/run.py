@@ -17,7 +17,7 @@ from misotune.runs import RunFolder
 from misotune.training import launch
 from misotune.training.batches import MicroBatches
 from misotune.training.checkpoints import last_whole_checkpoint
-from misotune.training.corpus import Corpus, Limits, read_corpus
+from misotune.training.corpus import Corpus, read_corpus
 from misotune.training.engine import deepspeed_config
 from misotune.training.final import save_final
 from misotune.training.model import (
@@ -33,6 +33,7 @@ from misotune.training.model import (
 )
 from misotune.training.plan import make_plan
 from misotune.training.schedule import make_schedule
+from misotune.training.shards import Limits
 from misotune.training.trainer import MisoTrainer, trainer_arguments
 from misotune.training.watch import CheckpointKeeper, MemoryReturner, MetricsWriter, StepMetrics
 
@@ -46,6 +47,7 @@ _SAME_WHEN_RESUMED = (
     "weighting",
     "weights",
     "positions",
+    "loss",
     "steps",
     "samples_per_step",
     "tokens",
@@ -103,10 +105,14 @@ def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> Prepar
         limits=Limits(recipe.data.max_length, recipe.data.too_long, recipe.data.max_sample_length),
         max_dropped=recipe.data.max_dropped,
         chunking=chunking,
-        on_progress=watcher.on_encode,
+        on_progress=watcher.on_encode if launch.is_main_process() else None,
+        on_message=watcher.on_message if launch.is_main_process() else None,
     )
+    lengths: list[int] = corpus.samples.num_tokens.tolist()
+    if chunking:
+        lengths = [length + chunking.room(sample) for length, sample in zip(lengths, corpus.samples, strict=True)]
     schedule = make_schedule(
-        [sample.num_tokens + (chunking.room(sample) if chunking else 0) for sample in corpus.samples],
+        lengths,
         batch_size=recipe.train.batch_size,
         epochs=recipe.train.epochs,
         max_steps=recipe.train.max_steps,
@@ -122,6 +128,7 @@ def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> Prepar
         kernel=recipe.miso.kernel,
         shares={**recipe.miso.weights},
         chunking=chunking,
+        loss=recipe.train.loss,
     )
     return PreparedRun(template, corpus, micro_batches, make_plan(recipe, corpus, micro_batches, kernel))
 

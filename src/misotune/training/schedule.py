@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from misotune.layout import pack
+from misotune.layout import pack, spread
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,32 @@ class Schedule:
     def step_rows(self, step: int) -> list[list[tuple[int, int]]]:
         """Returns a step's rows, one for each micro-batch of each device; an empty row has nothing to train.
 
-        Micro-batch g of device d is row `g * num_devices + d`. Rows are sorted by length, so that devices
-        which run side by side have about the same work.
+        Micro-batch g of device d is row `g * num_devices + d`. Rows are of about the same length, and sorted by
+        it, so that devices which run side by side have about the same work.
         """
         rows = self._packed_rows(step)
         slots = self.accumulation * self.num_devices
-        while len(rows) < slots and max(map(len, rows)) > 1:
-            fullest = max((row for row in rows if len(row) > 1), key=self._tokens)
-            rows.remove(fullest)
-            rows += [fullest[::2], fullest[1::2]]
+        if self.capacity is not None:
+            samples = self.step_samples(step)
+            even = [[samples[i] for i in row] for row in spread([self.lengths[i] for _, i in samples], slots)]
+            if all(len(row) == 1 or self._tokens(row) <= self.capacity for row in even):
+                rows = even
         rows.sort(key=self._tokens, reverse=True)
         return rows + [[] for _ in range(slots - len(rows))]
+
+    @cached_property
+    def packing(self) -> "Packing":
+        """How well the rows of all steps are filled and shared out."""
+        num_rows = room = tokens = longest = side_by_side = 0
+        for step in range(self.num_steps):
+            packed = [self._tokens(row) for row in self._packed_rows(step)]
+            num_rows += len(packed)
+            tokens += sum(packed)
+            room += sum(max(length, self.capacity or 0) for length in packed)
+            run = [self._tokens(row) for row in self.step_rows(step)]
+            longest = max(longest, *run)
+            side_by_side += sum(run[:: self.num_devices])  # sorted: the first of each micro-batch is its longest
+        return Packing(num_rows, longest, 1 - tokens / room, side_by_side * self.num_devices / tokens)
 
     def _packed_rows(self, step: int) -> list[list[tuple[int, int]]]:
         samples = self.step_samples(step)
@@ -96,6 +111,24 @@ class Schedule:
     def steps(self) -> Iterator[list[tuple[int, int]]]:
         """Yields every step's samples."""
         return (self.step_samples(step) for step in range(self.num_steps))
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """What packing comes to over a run.
+
+    Attributes:
+        num_rows: Rows that hold the samples of every step.
+        longest_row: Tokens of the longest row that is run.
+        waste: Share of the rows' room that stays empty. Rows are never padded, so it costs no computation.
+        balance: Tokens of the longest row over those of the mean row, among the rows that devices run side by
+            side; with 1 no device ever waits for another.
+    """
+
+    num_rows: int
+    longest_row: int
+    waste: float
+    balance: float
 
 
 def make_schedule(

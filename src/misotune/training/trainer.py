@@ -50,9 +50,10 @@ class MisoTrainer(Trainer):
     ) -> Any:
         """Returns the micro-batch's share of the step's loss."""
         arguments = dict(inputs)
-        targets, num_trained = arguments.pop("targets"), arguments.pop("num_trained_in_step")
+        targets, weights = arguments.pop("targets"), arguments.pop("target_weights")
+        num_trained = arguments.pop("num_trained_in_step")
         outputs = model(**arguments, use_cache=False)
-        loss = step_loss(outputs.logits, targets, num_trained, self.args.world_size)
+        loss = step_loss(outputs.logits, targets, num_trained, self.args.world_size, weights)
         return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Mapping[str, Any]]:

@@ -27,7 +27,7 @@ class StepMetrics:
         step: Optimizer steps done.
         num_steps: Optimizer steps of the run.
         epoch: Passes over the data done.
-        loss: Mean loss per trained token, over the steps since the last line.
+        loss: Mean loss per trained token, or per instruction (`train.loss`), over the steps since the last line.
         learning_rate: At this step.
         grad_norm: Norm of the gradient before clipping.
         trained_tokens_per_s: Tokens in the loss, over all devices, per second since the last line.

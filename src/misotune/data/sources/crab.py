@@ -2,14 +2,15 @@
 
 Published rows are `{id, cnt_id, source, messages}`: `_forward` rows with the constraints rendered into the
 last user turn, after in-context demonstrations in some; `_reverse` rows (from response to constraints, an
-auxiliary task), left out; and ShareGPT chats.
+auxiliary task; the generator calls some of them `_fewshot`), left out unless asked for; and ShareGPT chats.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from misotune.data.crab_split import WHEN_ANSWERING, split_user_text
+from misotune.data.crab_split import split_user_text
+from misotune.data.crab_templates import WHEN_ANSWERING
 from misotune.data.records import BadRowError, Record, SkippedRowError, Template, brief
 from misotune.data.sources.chat import chat_record, read_chat
 from misotune.data.sources.fields import RowContext, row_domain, row_id
@@ -17,6 +18,7 @@ from misotune.data.sources.fields import RowContext, row_domain, row_id
 HUB_ID = "THU-KEG/Crab-SFT"
 MIN_CONFIDENCE = 0.5
 REVERSE = "reverse row (from response to constraints)"
+_REVERSE_ENDINGS = ("_reverse", "_fewshot")
 
 # The published generator's most frequent template, for seed rows, which have none.
 _SEED_TEMPLATE = Template(
@@ -25,21 +27,40 @@ _SEED_TEMPLATE = Template(
 )
 
 
-def crab_record(row: Mapping[str, Any], context: RowContext) -> Record:
-    """Returns the record of a Crab row of either form."""
+def crab_record(
+    row: Mapping[str, Any],
+    context: RowContext,
+    *,
+    keep_reverse: bool = False,
+    min_confidence: float = MIN_CONFIDENCE,
+) -> Record:
+    """Returns the record of a Crab row of either form.
+
+    Args:
+        row: The row.
+        context: What the source knows besides.
+        keep_reverse: Keep rows of the auxiliary task, as one input.
+        min_confidence: Rows split less certainly than this, from 0 to 1, stay one input.
+
+    Raises:
+        SkippedRowError: A reverse row, and they are not kept.
+    """
     if "Aug_instruction" in row:
         return _seed_record(row, context)
     identity = row_id(row, context)
-    if identity.endswith("_reverse"):
-        raise SkippedRowError(REVERSE)
+    if identity.endswith(_REVERSE_ENDINGS):
+        if not keep_reverse:
+            raise SkippedRowError(REVERSE)
+        return replace(_whole_record(row, context, identity), confidence=1.0, rule="reverse", one_input=REVERSE)
     if row.get("source") == "sharegpt" and not identity.endswith("_forward"):
         return chat_record(row, context)
-    return _forward_record(row, context, identity)
+    return _forward_record(row, context, identity, min_confidence)
 
 
-def _forward_record(row: Mapping[str, Any], context: RowContext, identity: str) -> Record:
+def _whole_record(row: Mapping[str, Any], context: RowContext, identity: str) -> Record:
+    """The row with its last user turn unsplit; earlier turns are demonstrations."""
     chat = read_chat(row)
-    whole = Record(
+    return Record(
         id=identity,
         source=context.source,
         domain=row_domain(row, str(row.get("source") or context.source)),
@@ -52,11 +73,15 @@ def _forward_record(row: Mapping[str, Any], context: RowContext, identity: str) 
         one_input="no template fits",
         notes=chat.notes,
     )
-    split = split_user_text(chat.user)
+
+
+def _forward_record(row: Mapping[str, Any], context: RowContext, identity: str, min_confidence: float) -> Record:
+    whole = _whole_record(row, context, identity)
+    split = split_user_text(whole.instruction)
     if split is None:
         return whole
-    if split.confidence < MIN_CONFIDENCE:
-        reason = f"split less certain than {MIN_CONFIDENCE:g}"
+    if split.confidence < min_confidence:
+        reason = f"split less certain than {min_confidence:g}"
         return replace(whole, confidence=split.confidence, one_input=reason)
     return replace(
         whole,

@@ -4,7 +4,16 @@ import pytest
 
 from misotune.errors import DataError, RunError
 from misotune.evaluation.prompts import ConstrainedPrompt, read_jsonl
-from misotune.evaluation.verifiers import PUNKT_TYPES, Verdicts, drawn_constraints, ensure_verifiers, verify
+from misotune.verifiers import (
+    PUNKT_TYPES,
+    Verdicts,
+    constraint_types,
+    drawn_constraints,
+    ensure_verifiers,
+    is_met,
+    language_of,
+    verify,
+)
 
 # The verifier of these two prompts is given "#" and "!" for a letter, and draws a letter instead.
 DRAWN = {1122: (1,), 1129: (0,)}
@@ -76,7 +85,7 @@ def test_without_punkt_data_the_cure_is_named(name):
 
 @pytest.mark.usefixtures("no_punkt")
 def test_offline_no_download_is_tried(monkeypatch):
-    monkeypatch.setattr("misotune.evaluation.verifiers._download_punkt", lambda: pytest.fail("tried"))
+    monkeypatch.setattr("misotune.verifiers._download_punkt", lambda: pytest.fail("tried"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for offline in (True, False):
         with pytest.raises(RunError, match="punkt_tab"):
@@ -118,3 +127,28 @@ def test_odd_responses_get_a_verdict_from_every_type(ifeval_prompts, text):
     ensure_verifiers(list(by_type.values()), offline=True)
     for prompt in by_type.values():
         assert len(verify(prompt, text).strict) == len(prompt.instruction_id_list)
+
+
+@pytest.mark.parametrize("text", ["", " ", "Rain, falls", "rain falls on every roof of the town"])
+def test_one_strict_verdict_is_that_of_lm_evals_own_loop(text):
+    for name, kwargs in [
+        ("punctuation:no_comma", {}),
+        ("change_case:english_lowercase", {}),
+        ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}),
+        ("keywords:existence", {"keywords": ["rain"]}),
+    ]:
+        prompt = prompt_with((name, kwargs))
+        ensure_verifiers([prompt], offline=True)
+        assert is_met(name, kwargs, text) == verify(prompt, text).strict[0]
+    assert len(constraint_types()) == 25
+
+
+def test_a_language_is_named_only_when_every_seed_is_sure_of_it():
+    from langdetect import DetectorFactory
+
+    before = DetectorFactory.seed
+    assert language_of("La lluvia cae sobre los tejados desde el amanecer y nadie la escucha.") == ("es", "Spanish")
+    # langdetect says English or Afrikaans, by its seed.
+    assert language_of("198 passengers / 9 buses = 22 passengers fit in one bus.\n22 * 5 = 110 passengers fit") is None
+    assert language_of("12 34 ...") is None
+    assert DetectorFactory.seed == before

@@ -6,6 +6,7 @@ verifier draws what its arguments do not state (IFEval's keys 1122 and 1129 ask 
 
 import contextlib
 import difflib
+import functools
 import io
 import logging
 import os
@@ -14,10 +15,9 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from misotune.errors import DataError, RunError
-from misotune.evaluation.prompts import ConstrainedPrompt
 
 SEED = 0
 
@@ -25,13 +25,45 @@ SEED = 0
 # regular expression, and the language checks use the profiles inside langdetect.
 PUNKT_TYPES = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})
 
-_PUNKT_CURE = (
+# Those that ask langdetect, which draws.
+_RANDOM_TYPES = frozenset(
+    {"language:response_language", "change_case:english_capital", "change_case:english_lowercase"}
+)
+_SURE_LANGUAGE = 0.95
+# langdetect may be sure of one thing with one seed and of another with the next.
+_LANGUAGE_SEEDS = range(4)
+
+PUNKT_CURE = (
     "run `python -m nltk.downloader punkt_tab` where there is internet, "
     "or set NLTK_DATA to a folder that holds tokenizers/punkt_tab"
 )
 _DOWNLOAD_TIMEOUT_S = 15.0
 # A verifier draws from at least two values; over these seeds no draw stays the same by chance.
 _DRAW_SEEDS = range(16)
+
+
+class Verifiable(Protocol):
+    """A prompt with its constraints, in IFEval's terms; `evaluation.prompts.ConstrainedPrompt` is one."""
+
+    @property
+    def prompt(self) -> str:
+        """The user turn."""
+        ...
+
+    @property
+    def instruction_id_list(self) -> Sequence[str]:
+        """Constraint types, such as `punctuation:no_comma`."""
+        ...
+
+    @property
+    def kwargs(self) -> Sequence[Mapping[str, Any]]:
+        """The arguments of each constraint's verifier, in the order of `instruction_id_list`."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """What to call the prompt in an error: file and line."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +82,7 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
 
 
-def ensure_verifiers(prompts: Sequence[ConstrainedPrompt], *, offline: bool) -> None:
+def ensure_verifiers(prompts: Sequence[Verifiable], *, offline: bool) -> None:
     """Makes sure that every constraint of the prompts can be verified, before anything is generated.
 
     Raises:
@@ -67,7 +99,7 @@ def ensure_verifiers(prompts: Sequence[ConstrainedPrompt], *, offline: bool) -> 
                 _try_constraint(registry[name], name, kwargs, prompt.where)
 
 
-def verify(prompt: ConstrainedPrompt, response: str) -> Verdicts:
+def verify(prompt: Verifiable, response: str) -> Verdicts:
     """Returns the verdicts of lm-eval's verifiers on a response; call `ensure_verifiers` first.
 
     Each constraint is verified by a call of its own, so that its seed does not depend on those before it.
@@ -86,7 +118,52 @@ def verify(prompt: ConstrainedPrompt, response: str) -> Verdicts:
     return Verdicts(tuple(map(bool, strict)), tuple(map(bool, loose)))
 
 
-def drawn_constraints(prompt: ConstrainedPrompt) -> tuple[int, ...]:
+def is_met(name: str, kwargs: Mapping[str, Any], response: str) -> bool:
+    """Returns lm-eval's strict verdict on one constraint whose arguments are complete.
+
+    Raises:
+        KeyError: There is no such constraint type.
+        LookupError: The type needs NLTK's Punkt data (see `PUNKT_TYPES` and `has_punkt`).
+    """
+    verifier = _lm_eval_registry()[name]
+    if not response.strip():
+        return False
+    if name not in _RANDOM_TYPES:
+        return bool(_build(verifier, name, kwargs).check_following(response))
+    with _repeatable():
+        return bool(_build(verifier, name, kwargs).check_following(response))
+
+
+def constraint_types() -> tuple[str, ...]:
+    """Returns the names of lm-eval's constraint types, in alphabetical order."""
+    return tuple(sorted(_lm_eval_registry()))
+
+
+def language_of(text: str) -> tuple[str, str] | None:
+    """Returns a text's language, as the code and the English name that the verifiers use.
+
+    None: langdetect is not sure, or sees something else with another seed, or the verifiers have no name for
+    the language.
+    """
+    import langdetect
+
+    _lm_eval_registry()  # imports the next module without its download
+    from lm_eval.tasks.ifeval.instructions_util import LANGUAGE_CODES
+
+    found: set[str] = set()
+    with _repeatable():
+        for seed in _LANGUAGE_SEEDS:
+            langdetect.DetectorFactory.seed = seed
+            try:
+                best = langdetect.detect_langs(text)[0]
+            except langdetect.LangDetectException:
+                return None
+            found.add(str(best.lang) if best.prob >= _SURE_LANGUAGE else "")
+    code = found.pop()
+    return (code, LANGUAGE_CODES[code]) if not found and code in LANGUAGE_CODES else None
+
+
+def drawn_constraints(prompt: Verifiable) -> tuple[int, ...]:
     """Returns the indices of the constraints whose verifier draws an argument (seeded: it repeats)."""
     registry = _lm_eval_registry()
     drawn: list[int] = []
@@ -142,6 +219,7 @@ def _repeatable() -> Iterator[None]:
         DetectorFactory.seed, logger.disabled = before[1:]
 
 
+@functools.cache
 def _lm_eval_registry() -> Mapping[str, Any]:
     """Returns lm-eval's verifier classes by constraint type, imported without the download lm-eval tries."""
     import nltk
@@ -157,22 +235,23 @@ def _lm_eval_registry() -> Mapping[str, Any]:
     return instructions_registry.INSTRUCTION_DICT
 
 
-def _ensure_punkt(prompts: Sequence[ConstrainedPrompt], *, offline: bool) -> None:
+def _ensure_punkt(prompts: Sequence[Verifiable], *, offline: bool) -> None:
     needing = [(p, name) for p in prompts for name in p.instruction_id_list if name in PUNKT_TYPES]
-    if not needing or _has_punkt():
+    if not needing or has_punkt():
         return
     if not offline and not is_offline():
         _download_punkt()
-        if _has_punkt():
+        if has_punkt():
             return
     prompt, name = needing[0]
     raise RunError(
         f"{len(needing)} constraints (the first: {prompt.where}, {name}) need NLTK's punkt_tab data, "
-        f"which is not here; {_PUNKT_CURE}"
+        f"which is not here; {PUNKT_CURE}"
     )
 
 
-def _has_punkt() -> bool:
+def has_punkt() -> bool:
+    """Returns whether NLTK finds its Punkt data, which the types in `PUNKT_TYPES` need."""
     import nltk
 
     try:
