@@ -19,6 +19,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import os
 import random
 import sys
 from collections import Counter
@@ -27,7 +28,7 @@ from pathlib import Path
 from misotune.data.crab_split import split_user_text
 from misotune.data.sources.crab import MIN_CONFIDENCE
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("MISOTUNE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
 MET = "When answering, please ensure that the following constraints are also met."
 # name: text, indent, whether the constraints begin with a newline (long source texts: not), for long texts only

@@ -1,10 +1,14 @@
 """Answers of chat servers on disk, by what was asked."""
 
 import sqlite3
+import time
 from pathlib import Path
 from types import TracebackType
 
 from misotune.errors import UsageError
+
+_NUM_TRIES = 100
+_PAUSE_S = 0.05
 
 
 class AnswerCache:
@@ -21,7 +25,7 @@ class AnswerCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")  # a write costs no disk sync, and a kill no answer
+            self._use_write_ahead_log()
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID"
@@ -30,6 +34,22 @@ class AnswerCache:
             raise UsageError(
                 f"{path}: cannot be used as a cache of answers ({error}); name or delete another file"
             ) from error
+
+    def _use_write_ahead_log(self) -> None:
+        """A write costs no disk sync then, and a kill no answer.
+
+        Two processes that begin at once both want to be the one that changes a new file, and SQLite does not let
+        them wait for one another: one is told at once that the file is locked.
+        """
+        for tries_left in reversed(range(_NUM_TRIES)):
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError:
+                if not tries_left:
+                    raise
+                time.sleep(_PAUSE_S)
+            else:
+                return
 
     def __enter__(self) -> "AnswerCache":
         return self
