@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from misotune.data.account import Account
 from misotune.data.guards.overlap import Decontamination, PromptIndex
 from misotune.data.guards.prompts import EvaluationPrompt, EvaluationSet, hash_prompt
 from misotune.data.guards.text import fold, ngram_hashes, words_of
@@ -89,11 +88,10 @@ def test_other_rows_are_kept(guard, row):
     assert reasons(guard, [row]) == [None]
 
 
-def test_the_account_counts_by_set(guard):
-    account = Account()
-    kept = list(guard([record(PROMPTS[0]), record("How are you?"), record(PROMPTS[1])], account))
-    assert [row.instruction for row in kept] == ["How are you?"]
-    assert account.overlap == {"overlaps an evaluation prompt (mine.jsonl)": 2}
+def test_the_reason_names_the_set(guard):
+    rows = [record(PROMPTS[0]), record("How are you?"), record(PROMPTS[1])]
+    reason = "overlaps an evaluation prompt (mine.jsonl)"
+    assert [guard.accept(row, guard.fingerprint(row)) for row in rows] == [reason, None, reason]
 
 
 def test_a_copy_in_a_worker_decides_the_same(guard):

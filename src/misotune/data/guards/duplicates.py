@@ -7,10 +7,8 @@ out for a chance meeting in a band.
 
 import hashlib
 import pickle
-from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from misotune.data.account import Account
 from misotune.data.guards.text import normalise, shingles_of, visible_turns
 from misotune.data.records import Record
 from misotune.errors import UsageError
@@ -55,15 +53,6 @@ class Deduplication:
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies the settings alone: worker processes take fingerprints, the index stays in one place."""
         return Deduplication, (self.how, self.threshold)
-
-    def __call__(self, records: Iterable[Record], account: Account) -> Iterator[Record]:
-        """Yields the records that stay, and counts the others as duplicates."""
-        for record in records:
-            reason = self.accept(record, self.fingerprint(record))
-            if reason is None:
-                yield record
-            else:
-                account.duplicates[reason] += 1
 
     def fingerprint(self, record: Record) -> bytes:
         """Returns a digest of the record's text and, for near-duplicates, its MinHash signature."""

@@ -9,14 +9,13 @@ of the prompt's task, without its constraints, and n-grams that several prompts 
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from misotune.data.account import Account
 from misotune.data.guards.prompts import NGRAM_WORDS, EvaluationSet, load_evaluation_set
 from misotune.data.guards.text import NgramHashes, fold, ngram_hashes, user_turns, words_of
 from misotune.data.records import Record
@@ -37,15 +36,6 @@ class Decontamination:
 
     def __init__(self, sets: Sequence[str | Path]) -> None:
         self._indexes = [PromptIndex(load_evaluation_set(name)) for name in dict.fromkeys(sets)]
-
-    def __call__(self, records: Iterable[Record], account: Account) -> Iterator[Record]:
-        """Yields the records that stay, and counts the others as overlaps."""
-        for record in records:
-            reason = self.accept(record, self.fingerprint(record))
-            if reason is None:
-                yield record
-            else:
-                account.overlap[reason] += 1
 
     def fingerprint(self, record: Record) -> bytes:
         """Returns the name of the first set that the record overlaps; empty: none."""
