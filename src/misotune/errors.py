@@ -1,6 +1,7 @@
 """Every error that misotune raises on purpose.
 
     MisotuneError                 one line for the user: what is wrong, where, and the cure
+    |-- StoppedError              a signal ended a run, which can go on (exit code 128 + signal)
     |-- UsageError                the command or recipe is wrong (exit code 2)
     |   `-- RecipeError           a recipe key or value, with file and line
     `-- RunError                  a stage failed (exit code 1)
@@ -16,6 +17,19 @@ class MisotuneError(Exception):
     """Base of all errors that a user can cause or cure; the message is one readable line."""
 
     exit_code: int = 1
+
+
+class StoppedError(MisotuneError):
+    """A signal ended a run; the message says what is saved and how to go on.
+
+    Args:
+        message: For the user.
+        signal_number: The signal; the exit code is 128 more, as shells have it.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 class UsageError(MisotuneError):

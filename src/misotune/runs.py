@@ -8,6 +8,11 @@ runs/NAME/
     final/             the trained model (plain checkpoint, or LoRA adapter); its presence means "finished"
     probe.safetensors  token ids and the trained model's logits on them, for the proof in `export`
     scores/            results of `eval` on this run
+    environment.json   versions, devices and hosts of the ranks
+    events.jsonl       what happened: starts, resumes, saves, warnings, stops, each with its time
+    report.html        the run on one page, rewritten as it goes on
+    stacks/            where every rank stood when a collective timed out
+    non_finite/        the batch at which the loss or a gradient was no longer finite
 """
 
 import json
@@ -65,6 +70,31 @@ class RunFolder:
     def scores(self) -> Path:
         """Folder of evaluation results, one folder a task."""
         return self.path / "scores"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, devices and hosts, as JSON."""
+        return self.path / "environment.json"
+
+    @property
+    def events(self) -> Path:
+        """One JSON line for each thing that happened."""
+        return self.path / "events.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.path / "report.html"
+
+    @property
+    def stacks(self) -> Path:
+        """Folder of the ranks' stacks at a time-out."""
+        return self.path / "stacks"
+
+    @property
+    def non_finite(self) -> Path:
+        """Folder of the batch at which a number was no longer finite."""
+        return self.path / "non_finite"
 
     def is_finished(self) -> bool:
         """True when training ended and the final model is whole."""

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from misotune.recipe.resolved import DEFAULT, ResolvedRecipe, dump, leaves
 from misotune.runs import RunFolder
-from misotune.training.checkpoints import list_checkpoints
 from misotune.training.run import train
+from misotune.training.saving.checkpoints import list_checkpoints
 
 ENGINES = {
     "ddp": (None, "token_mean"),

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from misotune.attention import ATTENTION_NAME, register
-from misotune.training.loss import step_loss
+from misotune.training.loss import step_loss, token_losses
 from misotune.training.run import Watcher, prepare_run, train
 
 LOSSES = ("token_mean", "instruction_mean")
@@ -86,7 +86,7 @@ def test_a_step_s_loss_and_gradient_are_those_of_the_definition(mixture_recipe, 
             arguments = {key: batch[key] for key in ("input_ids", "position_ids", "miso", "logits_to_keep")}
             logits = model(**arguments, use_cache=False).logits
             weights = batch["target_weights"]
-            part = step_loss(logits, batch["targets"], batch["num_trained_in_step"], num_devices, weights)
+            part = step_loss(token_losses(logits, batch["targets"]), batch["num_trained_in_step"], num_devices, weights)
             total = total + part / num_devices
         samples = [batches.samples[index] for _, index in batches.schedule.step_samples(step)]
         expected = literal_loss(stock, samples, loss)

@@ -11,9 +11,9 @@ from tests.attention.tiny_models import Literal, register_literal
 from transformers import AutoModelForCausalLM
 
 from misotune.errors import RunError, UsageError
-from misotune.training.checkpoints import list_checkpoints
-from misotune.training.loss import step_loss
+from misotune.training.loss import step_loss, token_losses
 from misotune.training.run import Watcher, prepare_run, train
+from misotune.training.saving.checkpoints import list_checkpoints
 
 
 def losses(run):
@@ -100,7 +100,7 @@ def loss_and_gradient(recipe, attention, batch, arguments):
     model = AutoModelForCausalLM.from_pretrained(recipe.model.name, dtype=torch.float64, attn_implementation=attention)
     inputs = {key: batch[key] for key in ("input_ids", "position_ids", "logits_to_keep")}
     logits = model(**inputs, **arguments, use_cache=False).logits
-    loss = step_loss(logits, batch["targets"], batch["num_trained_in_step"], num_devices=1)
+    loss = step_loss(token_losses(logits, batch["targets"]), batch["num_trained_in_step"], num_devices=1)
     loss.backward()
     return loss.detach(), torch.cat([weight.grad.flatten() for weight in model.parameters()])
 

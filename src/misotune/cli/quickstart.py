@@ -118,7 +118,7 @@ def _export(run: "RunFolder", console: Console) -> Path:
 
 
 def _show(results: _Results, console: Console) -> None:
-    from misotune.training.watch import peak_memory_gib
+    from misotune.training.watching.memory import peak_memory_gib
 
     table = Table(
         title=f"starter: {results.before.num_prompts} held-out prompts, accuracy in percent",

@@ -21,7 +21,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from misotune.training.run import Watcher
-    from misotune.training.watch import StepMetrics
+    from misotune.training.watching.metrics import StepMetrics
 
 
 def train(
@@ -52,7 +52,7 @@ def train(
     from misotune.cli.libraries import quiet_libraries
 
     quiet_libraries()
-    from misotune.training import launch
+    from misotune.training.ranks import launch
 
     number = launch.processes_to_start(nproc, uses_deepspeed=resolved.recipe.deepspeed is not None)
     if number and not plan:

@@ -81,7 +81,15 @@ def _length_of_training(epochs: float | None, max_steps: int | None) -> str | No
     return None
 
 
-def _offload_against_stage(offload: str, stage: int) -> str | None:
+def _stage_against_config(stage: int | None, config: str | None) -> str | None:
+    if (stage is None) == (config is None):
+        return "deepspeed needs one of deepspeed.stage (0 to 3) and deepspeed.config (a JSON file)"
+    return None
+
+
+def _offload_against_stage(offload: str, stage: int | None) -> str | None:
+    if stage is None:
+        return None
     needed = {"none": 0, "optimizer": 2, "parameters": 3}[offload]
     if stage < needed:
         allowed = "3" if needed == 3 else "2 or 3"
@@ -95,5 +103,6 @@ RULES: tuple[Rule, ...] = (
     Rule(("miso.weighting", "miso.mode"), _weighting_against_mode),
     Rule(("miso.weights", "miso.inputs"), _weights_against_inputs),
     Rule(("train.epochs", "train.max_steps"), _length_of_training),
+    Rule(("deepspeed.stage", "deepspeed.config"), _stage_against_config),
     Rule(("deepspeed.offload", "deepspeed.stage"), _offload_against_stage),
 )

@@ -226,6 +226,27 @@ class TrainSection(Section):
     log_every_steps: PositiveInt = 1
     """Optimizer steps between two lines of metrics."""
 
+    cross_entropy: Literal["auto", "plain", "chunked", "liger"] = "auto"
+    """How the loss of a row is computed: `plain` keeps all its logits; `chunked` those of a few tokens at a time,
+    and computes them again in the backward pass; `liger` in one fused kernel (CUDA, package liger-kernel). `auto`:
+    chunked on CUDA, else plain. All are compared with `plain` on the first batch."""
+
+    liger_kernels: bool = False
+    """Take norms, rotary embeddings and gated MLPs from the package liger-kernel (CUDA)."""
+
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...],
+        Field(strict=False, json_schema_extra={"uniqueItems": True}),
+        AfterValidator(each_once),
+    ] = ()
+    """Trackers that get the metrics, off line unless their own settings say otherwise; never a text."""
+
+    timeout_minutes: PositiveFloat = 30.0
+    """Minutes without progress on any rank after which the run stops, with every rank's stack in the run folder."""
+
+    trial_save: bool = True
+    """Write a checkpoint before the first step, read it back, and delete it: a save cannot fail hours later."""
+
     save_every_steps: PositiveInt | None = None
     """Optimizer steps between two checkpoints; null: only the end is saved."""
 
@@ -251,12 +272,19 @@ class LoraSection(Section):
     use_rslora: bool = False
     """Rank-stabilised scaling."""
 
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Format of the frozen weights: as they are, or quantised by bitsandbytes (QLoRA: nf4)."""
+
 
 class DeepspeedSection(Section):
     """DeepSpeed's ZeRO."""
 
-    stage: Annotated[int, Field(ge=0, le=3)]
-    """What is divided among devices: 0 nothing, 1 optimizer states, 2 also gradients, 3 also parameters."""
+    stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """What is divided among devices: 0 nothing, 1 optimizer states, 2 also gradients, 3 also parameters. Null:
+    as `config` says."""
+
+    config: Text | None = None
+    """A DeepSpeed configuration of your own, as JSON, in place of `stage` and `offload`."""
 
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What is kept in the host's memory: nothing, the optimizer (stage 2 or 3), or the parameters too (stage

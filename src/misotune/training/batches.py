@@ -16,6 +16,9 @@ from misotune.training.schedule import Schedule
 
 Loss = Literal["token_mean", "instruction_mean"]
 
+# What an item holds beside the model's keyword arguments.
+NOT_FOR_THE_MODEL = ("targets", "target_weights", "num_trained_in_step", "index")
+
 
 @dataclass(frozen=True, slots=True)
 class StepCount:
@@ -91,6 +94,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
             "targets": row.targets if entries else none,
             "target_weights": weights,
             "num_trained_in_step": count.trained_tokens,
+            "index": index,
         }
 
     def sample_ids(self, step: int) -> list[str]:

@@ -1,25 +1,24 @@
 """The one file that knows DeepSpeed's configuration."""
 
-from typing import Any, Literal
+from typing import Any
 
-Offload = Literal["none", "optimizer", "parameters"]
+from misotune.recipe.schema import DeepspeedSection
 
 
-def deepspeed_config(stage: int, offload: Offload, *, is_bf16: bool) -> dict[str, Any]:
+def deepspeed_config(section: DeepspeedSection, *, is_bf16: bool) -> dict[str, Any]:
     """Returns DeepSpeed's configuration; batch sizes and clipping are filled in by transformers.
 
     Args:
-        stage: ZeRO stage, 0 to 3.
-        offload: What is kept in the host's memory.
+        section: The recipe's section.
         is_bf16: bfloat16 with float32 master weights, else float32.
     """
-    zero: dict[str, Any] = {"stage": stage}
-    if stage == 3:
+    zero: dict[str, Any] = {"stage": section.stage}
+    if section.stage == 3:
         # Without it a save holds empty weights (users' page, row 12).
         zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if offload != "none":
+    if section.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    if offload == "parameters":
+    if section.offload == "parameters":
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {
         "zero_optimization": zero,

@@ -5,9 +5,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+def token_losses(logits: Float[Tensor, "1 P V"], targets: Int[Tensor, "P"]) -> Float[Tensor, "P"]:
+    """Returns the cross-entropy of each trained token, in float32.
+
+    Args:
+        logits: Logits at the predictors alone, the token before each trained one; may be of no tokens.
+        targets: The trained token ids.
+    """
+    return torch.nn.functional.cross_entropy(logits[0].float(), targets, reduction="none")
+
+
 def step_loss(
-    logits: Float[Tensor, "1 P V"],
-    targets: Int[Tensor, "P"],
+    losses: Float[Tensor, "P"],
     num_trained_in_step: int,
     num_devices: int,
     weights: Float[Tensor, "P"] | None = None,
@@ -19,15 +28,9 @@ def step_loss(
     DeepSpeed: hence the factor `num_devices`.
 
     Args:
-        logits: Logits at the predictors alone, the token before each trained one; may be of no tokens.
-        targets: The trained token ids.
+        losses: Of each trained token of the micro-batch; may be none.
         num_trained_in_step: Trained tokens of the step, over all devices and micro-batches.
         num_devices: Devices that share the step.
-        weights: Of each target; over the whole step their mean is 1. None: all tokens count the same.
+        weights: Of each token; over the whole step their mean is 1. None: all tokens count the same.
     """
-    scale = num_devices / num_trained_in_step
-    logits = logits[0].float()
-    if weights is None:
-        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum") * scale
-    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    return (losses * weights).sum() * scale
+    return (losses if weights is None else losses * weights).sum() * (num_devices / num_trained_in_step)

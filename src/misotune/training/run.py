@@ -1,9 +1,11 @@
 """One training run, from a resolved recipe to a run folder with a final model."""
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,9 @@ from misotune.errors import RunError, UsageError
 from misotune.layout import ChatTemplate, Chunking
 from misotune.recipe.schema import Recipe
 from misotune.runs import RunFolder
-from misotune.training import launch
 from misotune.training.batches import MicroBatches
-from misotune.training.checkpoints import last_whole_checkpoint
 from misotune.training.corpus import Corpus, read_corpus
 from misotune.training.engine import deepspeed_config
-from misotune.training.final import save_final
 from misotune.training.model import (
     AdapterSettings,
     ModelSource,
@@ -32,10 +31,18 @@ from misotune.training.model import (
     load_template,
 )
 from misotune.training.plan import make_plan
+from misotune.training.ranks import launch
+from misotune.training.ranks.preflight import RankReport, meet
+from misotune.training.ranks.watchdog import Watchdog
+from misotune.training.saving.checkpoints import last_whole_checkpoint
+from misotune.training.saving.final import save_final
+from misotune.training.saving.keeper import CheckpointKeeper
 from misotune.training.schedule import make_schedule
 from misotune.training.shards import Limits
+from misotune.training.stopping import StopGuard
 from misotune.training.trainer import MisoTrainer, trainer_arguments
-from misotune.training.watch import CheckpointKeeper, MemoryReturner, MetricsWriter, StepMetrics
+from misotune.training.watching.memory import MemoryReturner
+from misotune.training.watching.metrics import MetricsWriter, StepMetrics
 
 # The number of devices, and so of accumulated micro-batches, may change: it does not change a step. Nor does the
 # kernel, within rounding.
@@ -168,10 +175,21 @@ def train(
         run.plan.write_text(json.dumps(prepared.plan, indent=2) + "\n", encoding="utf-8")
         if watcher.on_plan:
             watcher.on_plan(prepared.plan)
+    meet(
+        RankReport(
+            recipe=sha256(recipe.model_dump_json().encode()).hexdigest(),
+            data=prepared.corpus.key,
+            versions={},
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            host=platform.node(),
+        ),
+        timeout_minutes=recipe.train.timeout_minutes,
+    )
     arguments = _arguments(recipe, run, prepared.micro_batches)
     is_bf16 = recipe.train.precision == "bf16"
     model = _model(recipe, is_bf16=is_bf16)
     end_turns(model, int(prepared.corpus.samples[0].output[-1]))
+    guard = StopGuard(run, prepared.micro_batches)
     trainer = MisoTrainer(
         model,
         arguments,
@@ -179,9 +197,12 @@ def train(
         [
             MetricsWriter(run.metrics, prepared.micro_batches, watcher.on_metrics),
             CheckpointKeeper(run.checkpoints, recipe.train.keep_checkpoints),
+            Watchdog(run.stacks, recipe.train.timeout_minutes),
+            guard,
             MemoryReturner(),
         ],
         processing_class=prepared.template.tokenizer,
+        observers=[guard.observe],
     )
     _quiet(trainer)
     try:
@@ -191,6 +212,7 @@ def train(
             "the device ran out of memory; lower train.tokens_per_micro_batch, set data.max_sample_length, or set "
             f"train.gradient_checkpointing=true: {str(error).splitlines()[0]}"
         ) from error
+    guard.check()
     save_final(trainer, run, prepared.corpus.samples[0], is_bf16=is_bf16)
     return run
 
@@ -288,7 +310,7 @@ def _arguments(recipe: Recipe, run: RunFolder, micro_batches: MicroBatches) -> T
         save_every_steps=train.save_every_steps,
         seed=recipe.seed,
         num_devices=micro_batches.schedule.num_devices,
-        deepspeed=None if zero is None else deepspeed_config(zero.stage, zero.offload, is_bf16=is_bf16),
+        deepspeed=None if zero is None else deepspeed_config(zero, is_bf16=is_bf16),
     )
 
 

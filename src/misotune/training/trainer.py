@@ -1,14 +1,17 @@
 """transformers' `Trainer`, told where rows, loss and order come from. Nothing else of it is changed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from misotune.training.batches import MicroBatches
-from misotune.training.loss import step_loss
+from misotune.training.batches import NOT_FOR_THE_MODEL, MicroBatches
+from misotune.training.loss import step_loss, token_losses
+
+# Called with each micro-batch (an item of `MicroBatches`) and the losses of its trained tokens, on every rank.
+Observer = Callable[[Mapping[str, Any], torch.Tensor], None]
 
 
 class MisoTrainer(Trainer):
@@ -18,7 +21,8 @@ class MisoTrainer(Trainer):
         model: The model, loaded with MISO attention.
         arguments: transformers' settings.
         micro_batches: The run's micro-batches.
-        callbacks: Watchers.
+        callbacks: Watchers of steps.
+        observers: Watchers of micro-batches.
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class MisoTrainer(Trainer):
         micro_batches: MicroBatches,
         callbacks: list[TrainerCallback],
         processing_class: Any,
+        observers: Sequence[Observer] = (),
     ) -> None:
         super().__init__(
             model=model,
@@ -40,6 +45,7 @@ class MisoTrainer(Trainer):
             # over the accumulated batch; `compute_loss` below is what computes it.
             compute_loss_func=step_loss,
         )
+        self.observers = observers
 
     def compute_loss(
         self,
@@ -49,11 +55,12 @@ class MisoTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Returns the micro-batch's share of the step's loss."""
-        arguments = dict(inputs)
-        targets, weights = arguments.pop("targets"), arguments.pop("target_weights")
-        num_trained = arguments.pop("num_trained_in_step")
+        arguments = {key: value for key, value in inputs.items() if key not in NOT_FOR_THE_MODEL}
         outputs = model(**arguments, use_cache=False)
-        loss = step_loss(outputs.logits, targets, num_trained, self.args.world_size, weights)
+        losses = token_losses(outputs.logits, inputs["targets"])
+        for observe in self.observers:
+            observe(inputs, losses.detach())
+        loss = step_loss(losses, inputs["num_trained_in_step"], self.args.world_size, inputs["target_weights"])
         return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from misotune.attention import MisoArguments
 from misotune.layout import EncodedSample, RowLayout, build_row
 from misotune.runs import RunFolder
 from misotune.storage import replace_folder
-from misotune.training.launch import is_main_process
+from misotune.training.ranks.launch import is_main_process
 from misotune.training.trainer import MisoTrainer
 
 PROBE_TOKENS = 256

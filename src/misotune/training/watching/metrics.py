@@ -1,22 +1,18 @@
 """Watching a run: metrics, the guard against non-finite numbers, and checkpoints that get their name last."""
 
-import ctypes
 import json
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from misotune.errors import RunError
 from misotune.training.batches import MicroBatches
-from misotune.training.checkpoints import finish_checkpoint, prune_checkpoints
+from misotune.training.watching.memory import peak_memory_gib
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,61 +118,3 @@ class MetricsWriter(TrainerCallback):
             f"step {metrics.step}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; its rows: {rows}. "
             "Checkpoints before it are whole; lower train.learning_rate or look at these rows"
         )
-
-
-class CheckpointKeeper(TrainerCallback):
-    """Names a checkpoint `step-N` once it is whole, and deletes the oldest.
-
-    Args:
-        folder: The run's checkpoints.
-        keep: Newest checkpoints to keep.
-    """
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder = folder
-        self.keep = keep
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Called on every rank when transformers has written `checkpoint-N`."""
-        _barrier()
-        if state.is_world_process_zero:
-            written = self.folder / f"checkpoint-{state.global_step}"
-            finish_checkpoint(written, self.folder / f"step-{state.global_step}")
-            prune_checkpoints(self.folder, self.keep)
-        _barrier()
-
-
-class MemoryReturner(TrainerCallback):
-    """Gives freed memory back to the system after every micro-batch on a CPU.
-
-    Every row has a length of its own, so that glibc keeps what was freed in pieces that fit no later tensor: the
-    quickstart's process grew from 4.4 to 6.0 GiB in 14 steps.
-    """
-
-    def __init__(self) -> None:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-        self._trim = None if torch.cuda.is_available() else trim  # glibc's; musl has none
-
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Called after each micro-batch but a step's last."""
-        if self._trim is not None:
-            self._trim(0)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Called after each optimizer step."""
-        self.on_substep_end(args, state, control)
-
-
-def peak_memory_gib() -> float:
-    """Returns the most memory held so far, in GiB: of the CUDA device if there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-def _barrier() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
