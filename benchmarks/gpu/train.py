@@ -13,9 +13,9 @@ MFU here is the work that a step needs, over the device's dense bfloat16 peak:
     4 P T + 4 V d U + 12 L a K        with LoRA: the frozen weights have no gradient
 
 P parameters of the layers, T tokens, V vocabulary, d width, U trained tokens (head and loss run on those alone), L
-layers, a = heads x head size, K pairs of a query and a key that attend (those of the row's layout). Computing activations
-again is not counted as work, nor are norms, rotary embeddings, adapters and the optimizer. So it is lower than the usual
-figure, which counts the head and the whole square of attention for every token.
+layers, a = heads x head size, K pairs of a query and a key that attend (those of the row's layout). Computing
+activations again is not counted as work, nor are norms, rotary embeddings, adapters and the optimizer. So it is lower
+than the usual figure, which counts the head and the whole square of attention for every token.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def write_rows(path: Path, mode: str, length: int, number: int) -> None:
 
 
 def attended_pairs(layout) -> int:
-    """Returns the pairs of a query and a key that attend: causal in each input; an output's with all inputs and itself."""
+    """Returns the pairs of a query and a key that attend: causal in inputs; outputs see all inputs."""
     total = 0
     for sample in layout.samples:
         inputs = [len(x) for x in sample.inputs]
