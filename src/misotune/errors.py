@@ -5,6 +5,7 @@
     |-- UsageError                the command or recipe is wrong (exit code 2)
     |   `-- RecipeError           a recipe key or value, with file and line
     `-- RunError                  a stage failed (exit code 1)
+        |-- ToldError             likewise, and another process on this host says why
         |-- DataError             a row or file, named
         |-- LayoutError           a row cannot be laid out for this model, with the reason
         `-- UnsupportedModelError the model cannot run MISO attention exactly
@@ -44,6 +45,10 @@ class RecipeError(UsageError):
 
 class RunError(MisotuneError):
     """A stage started and could not finish."""
+
+
+class ToldError(RunError):
+    """A stage failed on all ranks for one reason, which another process on this host says: it is not printed again."""
 
 
 class DataError(RunError):

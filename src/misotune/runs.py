@@ -11,6 +11,7 @@ runs/NAME/
     environment.json   versions, devices and hosts of the ranks
     events.jsonl       what happened: starts, resumes, saves, warnings, stops, each with its time
     report.html        the run on one page, rewritten as it goes on
+    trackers/          files of TensorBoard, Weights & Biases and trackio
     stacks/            where every rank stood when a collective timed out
     non_finite/        the batch at which the loss or a gradient was no longer finite
 """
@@ -85,6 +86,11 @@ class RunFolder:
     def report(self) -> Path:
         """The run on one page."""
         return self.path / "report.html"
+
+    @property
+    def trackers(self) -> Path:
+        """Folder of the files that trackers write."""
+        return self.path / "trackers"
 
     @property
     def stacks(self) -> Path:

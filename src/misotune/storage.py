@@ -39,10 +39,7 @@ def replace_folder(written: Path, folder: Path) -> None:
     first, and a process killed just then leaves it there, for `recover_folder` to bring back.
     """
     recover_folder(folder)
-    for path in written.rglob("*"):
-        if path.is_file() or path.is_dir():
-            _sync(path)
-    _sync(written)
+    sync_folder(written)
     old = _old_of(folder)
     if not folder.exists():
         written.rename(folder)
@@ -57,6 +54,14 @@ def replace_folder(written: Path, folder: Path) -> None:
     if old.exists():
         old.rename(gone)
         _remove(gone)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until a folder's files have reached the disk, as far as this machine wrote them."""
+    for path in folder.rglob("*"):
+        if path.is_file() or path.is_dir():
+            _sync(path)
+    _sync(folder)
 
 
 def recover_folder(folder: Path) -> None:

@@ -194,7 +194,7 @@ def test_a_recipe_of_a_byte_order_mark_and_windows_line_ends_loads(write_recipe,
         (
             "name: small",
             "name: small\ndeepspeed: {}",
-            "r.yaml:2: deepspeed.stage: missing; must be a whole number",
+            "r.yaml:2: deepspeed needs one of deepspeed.stage (0 to 3) and deepspeed.config (a JSON file)",
         ),
     ],
 )
@@ -262,6 +262,11 @@ def test_a_wrong_recipe_says_where_and_what_is_allowed(write_recipe, small_recip
             "deepspeed={stage: 1, offload: optimizer}: deepspeed.offload 'optimizer' needs deepspeed.stage 2 "
             "or 3, got deepspeed.stage 1",
         ),
+        (
+            ["deepspeed={config: zero.json, offload: optimizer}"],
+            "deepspeed={config: zero.json, offload: optimizer}: deepspeed.offload 'optimizer' goes with "
+            "deepspeed.stage; with deepspeed.config, zero.json says it",
+        ),
     ],
 )
 def test_rules_between_fields_name_both(write_recipe, small_recipe, overrides, message):
@@ -283,7 +288,7 @@ def test_rules_between_fields_name_both(write_recipe, small_recipe, overrides, m
         ),
         (
             "deepspeed.offload=none",
-            "deepspeed.offload=none: deepspeed.stage: missing; must be a whole number",
+            "deepspeed.offload=none: deepspeed needs one of deepspeed.stage (0 to 3) and deepspeed.config (a JSON",
         ),
         ("seed", "seed: not an override; write key.sub=value, as in train.max_steps=20"),
         ("train..x=1", "train..x=1: not an override; write key.sub=value"),

@@ -91,6 +91,47 @@ def capped_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def make_model_weak_at_z(folder: Path, size: float, rms_norm_eps: float) -> Path:
+    """Saves a random Llama whose embedding of the letter z alone is of another size; its head has own weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+        rms_norm_eps=rms_norm_eps,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("z")] = size * torch.randn(32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nan_loss_at_z(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of finite weights that gives no number after a letter z: its norm divides zero by zero."""
+    return make_model_weak_at_z(tmp_path_factory.mktemp("nan-loss"), 0.0, 0.0)
+
+
+@pytest.fixture(scope="session")
+def nan_gradient_at_z(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose loss is finite everywhere, but not its gradient at a letter z: the norm's scale overflows."""
+    return make_model_weak_at_z(tmp_path_factory.mktemp("nan-gradient"), 1e-21, 1e-42)
+
+
 @pytest.fixture
 def template() -> ChatTemplate:
     """The byte-level tokenizer with ChatML."""

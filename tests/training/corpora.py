@@ -25,7 +25,7 @@ def para_row(number):
 
 
 def chunk_row(number, chunk, question="Sum?", answer="Four."):
-    return Sample(f"row-{number}", "t", "", (user(f"{question} {number}"),), answer, chunk=chunk)
+    return Sample(f"row-{number}", f"t{number % 2}", "", (user(f"{question} {number}"),), answer, chunk=chunk)
 
 
 def chat_row(number, turns=3):
@@ -57,7 +57,7 @@ def read(path, template, **changes):
 
 def content_of(sample):
     arrays = [*sample.inputs, sample.output, sample.is_trained]
-    facts = (sample.id, sample.num_opening_tokens, sample.can_chunk, sample.roles, sample.starts)
+    facts = (sample.id, sample.num_opening_tokens, sample.can_chunk, sample.roles, sample.starts, sample.sources)
     return [array.tolist() for array in arrays], facts
 
 

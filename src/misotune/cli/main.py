@@ -11,12 +11,15 @@ from misotune.cli import eval as eval_command
 from misotune.cli import export as export_command
 from misotune.cli import generate as generate_command
 from misotune.cli import inspect as inspect_command
+from misotune.cli import launch as launch_command
 from misotune.cli import prepare as prepare_command
 from misotune.cli import preview as preview_command
 from misotune.cli import quickstart as quickstart_command
 from misotune.cli import recipe as recipe_command
+from misotune.cli import report as report_command
 from misotune.cli import train as train_command
-from misotune.errors import MisotuneError
+from misotune.errors import MisotuneError, ToldError
+from misotune.training.ranks import child
 
 app = typer.Typer(
     name="misotune",
@@ -28,6 +31,8 @@ app = typer.Typer(
 app.add_typer(prepare_command.app, name="prepare")
 app.command("preview")(preview_command.preview)
 app.command("train")(train_command.train)
+app.add_typer(launch_command.app, name="launch")
+app.command("report")(report_command.report)
 app.command("eval")(eval_command.evaluate)
 app.command("export")(export_command.export)
 app.command("generate")(generate_command.generate)
@@ -57,13 +62,23 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 a stage failed, 2 the command was wrong, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    child.follow_parent()
     try:
         app(arguments, prog_name="misotune")
     except MisotuneError as error:
         if "--debug" in arguments:
             raise
-        Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(("error: ", "bold red"), str(error)))
+        if not child.hand_over(str(error), error.exit_code) and not isinstance(
+            error, ToldError
+        ):  # the parent prints what its ranks all met once
+            Console(stderr=True, soft_wrap=True, highlight=False).print(
+                Text.assemble((f"{child.rank_name()}error: ", "bold red"), str(error))
+            )
         sys.exit(error.exit_code)
+    except Exception as error:
+        if not child.hand_over_trace(error):
+            raise
+        sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(130)

@@ -101,7 +101,7 @@ def _evaluate(model: str, out: Path | None, console: Console) -> "Scores":
 
 
 def _train(resolved: "ResolvedRecipe", console: Console) -> "RunFolder":
-    from misotune.cli.train import training_watcher
+    from misotune.cli.train_live import training_watcher
     from misotune.recipe.resolved import dump
     from misotune.training.run import train
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from misotune.errors import RunError
 from misotune.export.proof import Probe, relative_difference, tolerance_of
+from misotune.quantization import check_bitsandbytes, quantization_settings
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -34,6 +35,8 @@ class MergeProof:
         shift: Relative difference of logits that the adapter makes to the base model.
         difference: Relative difference of logits between the merged model and base plus adapter.
         tolerance: The largest difference that passes.
+        quantization: Format that the base's linear layers were frozen in, and were written out from, or `none`.
+        quantization_shift: Relative difference of logits that this made to the base model as it is published.
     """
 
     num_modules: int
@@ -42,6 +45,8 @@ class MergeProof:
     shift: float
     difference: float
     tolerance: float
+    quantization: str = "none"
+    quantization_shift: float = 0.0
 
 
 def base_of_adapter(final: Path) -> str:
@@ -49,20 +54,34 @@ def base_of_adapter(final: Path) -> str:
     return json.loads((final / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
-def merge_adapter(final: Path, revision: str | None, probe: Probe) -> tuple[Any, MergeProof]:
+def merge_adapter(
+    final: Path, revision: str | None, probe: Probe, *, quantization: str = "none"
+) -> tuple[Any, MergeProof]:
     """Returns the base model with the adapter merged in, in the base's dtype, and the proof.
+
+    An adapter trained on a quantised base is merged into the quantised weights, written out: it learned to work with
+    their errors, and with the published weights it would be a model that nobody trained.
 
     Args:
         final: Folder of the adapter.
         revision: The base model's, on the hub.
         probe: Tokens on which the models are compared.
+        quantization: Format that the base was frozen in while training: `none`, `nf4` or `int8`.
 
     Raises:
+        UsageError: The base was quantised, and bitsandbytes is not installed.
         RunError: Base model or adapter cannot be loaded, the adapter is zero, or merging changes the model.
     """
     from peft import PeftModel
 
-    base = _load_base(base_of_adapter(final), revision)
+    name = base_of_adapter(final)
+    shift = 0.0
+    base = _load_base(name, revision)
+    if quantization != "none":
+        published = _logits(base, probe)
+        del base  # before the second one takes its memory
+        base = _load_written_out(name, revision, quantization)
+        shift = relative_difference(_logits(base, probe), published)
     dtype = str(base.dtype).removeprefix("torch.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns of its own and transformers' deprecations
@@ -80,6 +99,8 @@ def merge_adapter(final: Path, revision: str | None, probe: Probe) -> tuple[Any,
         shift=relative_difference(adapted, plain),
         difference=relative_difference(_logits(merged, probe), adapted),
         tolerance=tolerance_of(dtype),
+        quantization=quantization,
+        quantization_shift=shift,
     )
     if not proof.difference <= proof.tolerance:
         raise RunError(
@@ -89,11 +110,21 @@ def merge_adapter(final: Path, revision: str | None, probe: Probe) -> tuple[Any,
     return merged, proof
 
 
-def _load_base(name: str, revision: str | None) -> Any:
+def _load_written_out(name: str, revision: str | None, quantization: str) -> Any:
+    """Returns the base model with its linear layers rounded to the quantised weights, in its own dtype."""
+    check_bitsandbytes(f"the export of a run with lora.quantization '{quantization}'")
+    # Quantised on the CPU, where the merge is; nothing may run before the weights are written out.
+    base = _load_base(
+        name, revision, quantization_config=quantization_settings(quantization), device_map={"": torch.device("cpu")}
+    )
+    return base.dequantize().eval()
+
+
+def _load_base(name: str, revision: str | None, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(name, revision=revision or "main", dtype="auto").eval()
+        return AutoModelForCausalLM.from_pretrained(name, revision=revision or "main", dtype="auto", **options).eval()
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(

@@ -137,6 +137,12 @@ def proof_lines(proof: Proof, merge: MergeProof | None) -> list[str]:
             f"plus adapter by {merge.difference:.1e} ({merge.tolerance:.0e} passes), the adapter moved them by "
             f"{merge.shift:.1e}."
         )
+    if merge is not None and merge.quantization != "none":
+        lines.append(
+            f"Trained on the base model with its linear layers quantised to {merge.quantization}: the adapter is "
+            f"merged into those quantised weights, written out in {proof.dtype}, and not into the published ones; "
+            f"the base model's logits differ by {merge.quantization_shift:.1e} between the two."
+        )
     return lines
 
 

@@ -110,7 +110,8 @@ def _write_and_prove(
         base = base_of_adapter(run.final)
         say(f"merging the adapter into {base}")
         revision = recipe.model.revision if base == recipe.model.name else None
-        model, merge = merge_adapter(run.final, revision, probe)
+        quantization = recipe.lora.quantization if recipe.lora else "none"
+        model, merge = merge_adapter(run.final, revision, probe, quantization=quantization)
         save_merged(model, folder)
         del model  # the fresh process below needs the memory
     else:

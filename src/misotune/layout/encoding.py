@@ -32,6 +32,7 @@ class EncodedSample:
         roles: The part that each input plays; empty: not known.
         starts: Where in `output` each instruction's part begins: one, or several once instructions are joined
             to one causal text. The loss per instruction counts by it.
+        sources: Where each instruction's row came from, one for each of `starts`; empty texts: not known.
     """
 
     id: str
@@ -42,6 +43,7 @@ class EncodedSample:
     can_chunk: bool = True
     roles: tuple[str, ...] = ()
     starts: tuple[int, ...] = (0,)
+    sources: tuple[str, ...] = ("",)
 
     @property
     def num_input_tokens(self) -> int:
@@ -82,7 +84,13 @@ class EncodedSample:
         if not flags[:end].any():
             return None
         starts = tuple(start for start in self.starts if start < end)
-        return replace(self, output=self.output[:end], is_trained=self.is_trained[:end], starts=starts)
+        return replace(
+            self,
+            output=self.output[:end],
+            is_trained=self.is_trained[:end],
+            starts=starts,
+            sources=self.sources[: len(starts)],
+        )
 
 
 def encode_sample(sample: Sample, template: ChatTemplate) -> EncodedSample:
@@ -118,6 +126,7 @@ def encode_sample(sample: Sample, template: ChatTemplate) -> EncodedSample:
         num_opening_tokens=len(template.opening_ids(sample.inputs[0].messages)),
         can_chunk=len(sample.inputs) == 1,
         roles=tuple(entry.role for entry in sample.inputs),
+        sources=(sample.source,),
     )
 
 
@@ -144,6 +153,7 @@ def _encode_chat(sample: Sample, template: ChatTemplate) -> EncodedSample:
         is_trained=is_trained[first:end],
         can_chunk=False,
         roles=(sample.inputs[0].role,),
+        sources=(sample.source,),
     )
 
 

@@ -48,6 +48,7 @@ def join_samples(samples: Sequence[EncodedSample], bos_token_id: int | None = No
         can_chunk=False,
         roles=first.roles,
         starts=tuple(starts),
+        sources=tuple(source for sample in samples for source in sample.sources),
     )
 
 

@@ -87,6 +87,12 @@ def _stage_against_config(stage: int | None, config: str | None) -> str | None:
     return None
 
 
+def _offload_against_config(offload: str, config: str | None) -> str | None:
+    if config is not None and offload != "none":
+        return f"deepspeed.offload {offload!r} goes with deepspeed.stage; with deepspeed.config, {config} says it"
+    return None
+
+
 def _offload_against_stage(offload: str, stage: int | None) -> str | None:
     if stage is None:
         return None
@@ -97,6 +103,12 @@ def _offload_against_stage(offload: str, stage: int | None) -> str | None:
     return None
 
 
+def _quantization_against_stage(quantization: str, stage: int | None) -> str | None:
+    if quantization != "none" and stage == 3:
+        return f"lora.quantization {quantization!r} cannot be divided by deepspeed.stage 3; use stage 0, 1 or 2"
+    return None
+
+
 RULES: tuple[Rule, ...] = (
     Rule(("miso.positions", "miso.mode"), _positions_against_mode),
     Rule(("miso.weights", "miso.weighting"), _weights_against_weighting),
@@ -104,5 +116,7 @@ RULES: tuple[Rule, ...] = (
     Rule(("miso.weights", "miso.inputs"), _weights_against_inputs),
     Rule(("train.epochs", "train.max_steps"), _length_of_training),
     Rule(("deepspeed.stage", "deepspeed.config"), _stage_against_config),
+    Rule(("deepspeed.offload", "deepspeed.config"), _offload_against_config),
     Rule(("deepspeed.offload", "deepspeed.stage"), _offload_against_stage),
+    Rule(("lora.quantization", "deepspeed.stage"), _quantization_against_stage),
 )

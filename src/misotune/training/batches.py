@@ -66,20 +66,17 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.chunking = chunking
         self.loss: Loss = loss
         self._num_tokens = samples.num_tokens
-        self._step_rows: tuple[int, list[list[tuple[int, int]]]] = (-1, [])
+        self._step_rows: dict[int, list[list[tuple[int, int]]]] = {}
 
     def __len__(self) -> int:
         return self.schedule.num_micro_batches
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns the model's keyword arguments, and beside them what `step_loss` needs."""
-        step, slot = divmod(index, self.schedule.accumulation * self.schedule.num_devices)
-        if self._step_rows[0] != step:
-            self._step_rows = (step, self.schedule.step_rows(step))
-        entries = self._step_rows[1][slot]
+        step, entries = self._entries(index)
         # Every device must run every micro-batch, or collectives would wait for ever: a device without a row
         # runs the step's first sample and trains none of its tokens.
-        members = [self._sample(entry) for entry in entries or self._step_rows[1][0][:1]]
+        members = [self._sample(entry) for entry in entries or self._step_rows[step][0][:1]]
         row = build_row(members, self.positions, self.shares)
         none = torch.zeros(0, dtype=torch.long)
         count = self.count(step)
@@ -97,6 +94,10 @@ class MicroBatches(Dataset[dict[str, Any]]):
             "index": index,
         }
 
+    def members(self, index: int) -> list[EncodedSample]:
+        """Returns the samples whose trained tokens a micro-batch holds, in order; of an empty row none."""
+        return [self._sample(entry) for entry in self._entries(index)[1]]
+
     def sample_ids(self, step: int) -> list[str]:
         """Returns the ids of a step's rows, for messages."""
         return [self.samples[index].id for _, index in self.schedule.step_samples(step)]
@@ -112,6 +113,15 @@ class MicroBatches(Dataset[dict[str, Any]]):
             instructions=int(self.samples.num_instructions[members].sum()),
             epoch=(step * self.schedule.batch_size + len(entries)) / len(self.samples),
         )
+
+    def _entries(self, index: int) -> tuple[int, list[tuple[int, int]]]:
+        """Returns the step of a micro-batch and its samples as (epoch, index)."""
+        step, slot = divmod(index, self.schedule.accumulation * self.schedule.num_devices)
+        if step not in self._step_rows:
+            # Two are kept: the loader is one item ahead of those who ask for the members of the running one.
+            kept = list(self._step_rows.items())[-1:]
+            self._step_rows = {**dict(kept), step: self.schedule.step_rows(step)}
+        return step, self._step_rows[step][slot]
 
     def _sample(self, entry: tuple[int, int]) -> EncodedSample:
         epoch, index = entry

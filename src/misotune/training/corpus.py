@@ -21,7 +21,7 @@ from misotune.training.shards import Limits, Progress, RowEncoder, encode_shards
 
 # Part of the cache's key: to be raised when the same rows give other tokens or another account than before.
 # tests/training/test_corpus.py knows what they give.
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 
 # What differs between equal tokenizers that were found in different places.
 _CONFIG_OF_THE_PLACE = ("is_local", "local_files_only", "name_or_path")

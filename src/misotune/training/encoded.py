@@ -1,10 +1,11 @@
 """The encoded corpus on disk: flat arrays that a memory map reads, and the account of the rows behind them.
 
-    corpus.json            the account; of each array its type, length and SHA-256
+    corpus.json            the account; the names of sources; of each array its type, length and SHA-256
     tokens.bin             token ids: of each sample its inputs, then its output
     token_offsets.bin      where in `tokens` each segment (input or output) begins
     segment_offsets.bin    which segments each sample has; the last is its output
     trained.bin            of each output token, whether its prediction is trained
+    sources.bin            where each instruction's row came from: an index into the names in corpus.json
     ...                    one file for each entry of `_FLAT` and `_OFFSETS`
 
 A shard is the same for some rows, as one `.npz` with lengths in place of offsets, so that shards can be made in
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misotune.layout import EncodedSample
-from misotune.samples import ROLES
+from misotune.samples import ROLES, Role
 from misotune.storage import sha256_of
 
 MANIFEST = "corpus.json"
@@ -36,6 +37,7 @@ _FLAT = {
     "roles": np.uint8,  # of each segment; an output has none
     "ids": np.uint8,  # UTF-8
     "starts": np.int32,
+    "sources": np.int32,  # of each instruction, as `starts`
     "num_trained": np.int32,
     "num_instructions": np.int32,
     "num_opening_tokens": np.int32,
@@ -94,7 +96,8 @@ class RowAccount:
 class EncodedSamples(Sequence[EncodedSample]):
     """The samples of an encoded corpus; each is cut out of the arrays when it is asked for."""
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], sources: Sequence[str]) -> None:
+        self.sources = tuple(sources)
         self._arrays = arrays
         self._segments = arrays["segment_offsets"]
         self._tokens = arrays["token_offsets"]
@@ -127,6 +130,7 @@ class EncodedSamples(Sequence[EncodedSample]):
             can_chunk=bool(self._arrays["can_chunk"][index]),
             roles=() if _NO_ROLE in codes else tuple(ROLES[code] for code in codes),
             starts=tuple(self._part("starts", "start_offsets", index).tolist()),
+            sources=tuple(self.sources[code] for code in self._part("sources", "start_offsets", index).tolist()),
         )
 
     @property
@@ -149,6 +153,17 @@ class EncodedSamples(Sequence[EncodedSample]):
         """Instructions of each sample that have trained tokens."""
         return self._arrays["num_instructions"]
 
+    @property
+    def roles(self) -> list[Role]:
+        """The roles that inputs play."""
+        codes = np.unique(self._arrays["roles"]).tolist()
+        return [ROLES[code] for code in codes if code != _NO_ROLE]
+
+    def count_by_source(self) -> dict[str, int]:
+        """Returns how many instructions there are of each source."""
+        counts = np.bincount(self._arrays["sources"], minlength=len(self.sources)).tolist()
+        return dict(zip(self.sources, counts, strict=True))
+
     def _part(self, name: str, offsets: str, index: int) -> NDArray[Any]:
         start, stop = self._arrays[offsets][index : index + 2].tolist()
         return self._arrays[name][start:stop]
@@ -163,12 +178,16 @@ def shard_bytes(samples: Sequence[EncodedSample], account: RowAccount) -> bytes:
     segments = [segment for sample in samples for segment in (*sample.inputs, sample.output)]
     ids = [sample.id.encode("utf-8", "surrogatepass") for sample in samples]
     outputs = [sample.is_trained for sample in samples]
+    sources = [source for sample in samples for source in sample.sources]
+    names = list(dict.fromkeys(sources))
+    codes = {name: code for code, name in enumerate(names)}
     arrays = {
         "tokens": np.concatenate(segments) if segments else [],
         "trained": np.concatenate(outputs) if outputs else [],
         "roles": [code for sample in samples for code in _role_codes(sample)],
         "ids": np.frombuffer(b"".join(ids), dtype=np.uint8),
         "starts": [start for sample in samples for start in sample.starts],
+        "sources": [codes[source] for source in sources],
         "num_trained": [sample.num_trained_tokens for sample in samples],
         "num_instructions": [np.count_nonzero(sample.num_trained_by_instruction) for sample in samples],
         "num_opening_tokens": [sample.num_opening_tokens for sample in samples],
@@ -179,9 +198,10 @@ def shard_bytes(samples: Sequence[EncodedSample], account: RowAccount) -> bytes:
         "id_lengths": list(map(len, ids)),
         "num_starts": [len(sample.starts) for sample in samples],
         "account": np.frombuffer(json.dumps(asdict(account)).encode(), dtype=np.uint8),
+        "source_names": np.frombuffer(json.dumps(names).encode(), dtype=np.uint8),
     }
     file = io.BytesIO()
-    types = {**_FLAT, "account": np.uint8}
+    types = {**_FLAT, "account": np.uint8, "source_names": np.uint8}
     typed: dict[str, Any] = {name: np.asarray(values, types.get(name, np.int64)) for name, values in arrays.items()}
     np.savez(file, **typed)
     return file.getvalue()
@@ -201,6 +221,7 @@ def write_corpus(shards: Iterable[bytes], folder: Path, facts: Mapping[str, Any]
     lengths = dict.fromkeys(names, 0)
     hashes = {name: hashlib.sha256() for name in names}
     last = dict.fromkeys(_OFFSETS, 0)
+    sources: dict[str, int] = {}
     files = {name: (folder / f"{name}.bin").open("wb") for name in names}
 
     def append(name: str, values: NDArray[Any]) -> None:
@@ -215,8 +236,10 @@ def write_corpus(shards: Iterable[bytes], folder: Path, facts: Mapping[str, Any]
         for content in shards:
             with np.load(io.BytesIO(content)) as shard:
                 account.add(RowAccount.from_dict(json.loads(shard["account"].tobytes())))
+                # A shard numbers the sources that it has itself.
+                found = [sources.setdefault(name, len(sources)) for name in json.loads(shard["source_names"].tobytes())]
                 for name in _FLAT:
-                    append(name, shard[name])
+                    append(name, np.take(found, shard[name]) if name == "sources" and found else shard[name])
                 for name, of in _OFFSETS.items():
                     append(name, last[name] + np.cumsum(shard[of]))
                     last[name] += int(shard[of].sum())
@@ -226,7 +249,7 @@ def write_corpus(shards: Iterable[bytes], folder: Path, facts: Mapping[str, Any]
     arrays = {
         name: {"type": types[name].name, "length": lengths[name], "sha256": hashes[name].hexdigest()} for name in names
     }
-    manifest = {**facts, "account": asdict(account), "arrays": arrays}
+    manifest = {**facts, "account": asdict(account), "sources": list(sources), "arrays": arrays}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -240,6 +263,7 @@ def open_corpus(folder: Path) -> tuple[EncodedSamples, RowAccount]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         described = {name: manifest["arrays"][name] for name in (*_FLAT, *_OFFSETS)}
         account = RowAccount.from_dict(manifest["account"])
+        sources: list[str] = manifest["sources"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BrokenCorpusError(f"{folder / MANIFEST} is missing or broken") from error
     arrays: dict[str, NDArray[Any]] = {}
@@ -254,7 +278,7 @@ def open_corpus(folder: Path) -> tuple[EncodedSamples, RowAccount]:
         kind, length = np.dtype(entry["type"]), entry["length"]
         mapped = np.memmap(path, dtype=kind, mode="r", shape=(length,)) if length else np.zeros(0, dtype=kind)
         arrays[name] = np.asarray(mapped)
-    return EncodedSamples(arrays), account
+    return EncodedSamples(arrays, sources), account
 
 
 def _role_codes(sample: EncodedSample) -> list[int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from misotune.attention import ATTENTION_NAME, check_model, register
 from misotune.attention.model import describe_kernel
@@ -12,6 +13,7 @@ from misotune.errors import UsageError
 from misotune.hub import require_model
 from misotune.layout import ChatTemplate
 from misotune.layout.template import read_template
+from misotune.quantization import keep_layout, quantization_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +27,14 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSettings:
-    """LoRA: rank, scale and where."""
+    """LoRA: rank, scale and where; `seed` is that of its random matrices."""
 
     rank: int
     alpha: float
     dropout: float
     target_modules: str | list[str]
     use_rslora: bool
+    seed: int = 0
 
 
 def load_template(source: ModelSource) -> ChatTemplate:
@@ -75,14 +78,30 @@ def choose_kernel(config: Any, name: str, *, is_bf16: bool) -> str:
         raise UsageError(f"miso.kernel: {config.model_type}: {error}") from error
 
 
-def load_model(source: ModelSource, dtype: torch.dtype | str) -> Any:
+def load_model(source: ModelSource, dtype: torch.dtype | str, quantization: str = "none") -> Any:
     """Returns the model with MISO attention, ready to train.
 
+    Args:
+        source: The model.
+        dtype: Format of its weights; `auto`: as they are stored.
+        quantization: `none`, or in which format its linear layers are frozen: `nf4` or `int8`.
+
     Raises:
-        UsageError: There is no such model.
+        UsageError: There is no such model, or ZeRO-3 would divide its quantised weights.
     """
     register()
-    model = _load(AutoModelForCausalLM, source, dtype=dtype, attn_implementation=ATTENTION_NAME)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": ATTENTION_NAME}
+    if quantization != "none":
+        if is_deepspeed_zero3_enabled():
+            raise UsageError(
+                f"lora.quantization '{quantization}' goes with DeepSpeed's stages 0 to 2: quantised weights cannot "
+                "be divided; lower the stage, or leave lora.quantization out"
+            )
+        is_bf16 = dtype in ("auto", torch.bfloat16)
+        options["quantization_config"] = quantization_settings(quantization, is_bf16=is_bf16)
+    model = _load(AutoModelForCausalLM, source, **options)
+    if quantization != "none":
+        keep_layout(model)
     model.config.use_cache = False
     return model
 
@@ -99,7 +118,9 @@ def add_adapter(model: Any, settings: AdapterSettings) -> Any:
         target_modules=settings.target_modules,
         use_rslora=settings.use_rslora,
     )
-    return get_peft_model(model, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return get_peft_model(model, config)
 
 
 def checkpoint_activations(model: Any) -> None:

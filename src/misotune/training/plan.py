@@ -7,6 +7,8 @@ import numpy as np
 from misotune.recipe.schema import Recipe
 from misotune.training.batches import MicroBatches
 from misotune.training.corpus import Corpus
+from misotune.training.speed import device_name
+from misotune.training.trainer import warmup_steps
 
 
 def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches, kernel: str) -> dict[str, Any]:
@@ -46,11 +48,13 @@ def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches, kerne
             "max": int(lengths.max()),
         },
         "steps": schedule.num_steps,
+        "warmup_steps": warmup_steps(recipe.train.warmup_ratio, schedule.num_steps),
         "samples_per_step": schedule.batch_size,
         "devices": schedule.num_devices,
         "accumulation": schedule.accumulation,
         "tokens": tokens,
         "trained_tokens": trained,
+        "device_name": device_name(),
         "packed_rows": packing.num_rows,
         "longest_row": packing.longest_row,
         "row_capacity": schedule.capacity,

@@ -1,8 +1,12 @@
 """Which samples make up each optimizer step, and each device's rows in it.
 
-The order is a pure function of (seed, epoch), and a step is a number of samples: packing, devices and
-accumulation only decide how a step's samples are laid out, never which they are. So the loss of a step is the
-same for all of them, and a resumed run goes on where it stopped by counting.
+The order is a pure function of (seed, epoch) and, in the first epoch, of the samples' lengths; a step is a number of
+samples. Packing, devices and accumulation only decide how a step's samples are laid out, never which they are. So the
+loss of a step is the same for all of them, and a resumed run goes on where it stopped by counting.
+
+The first two steps are the run's fullest and hold its longest samples, and a step's fullest row runs first: a run that
+does not fit into memory ends in its first minutes. There are two such steps because in the second the optimizer's
+state is in memory too.
 """
 
 import math
@@ -101,8 +105,32 @@ class Schedule:
         if epoch not in self._orders:
             # Steps look at one epoch, or at two where they meet.
             self._orders.pop(epoch - 2, None)
-            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+            self._orders[epoch] = self._fullest_first(order) if epoch == 0 else order
         return self._orders[epoch]
+
+    def _fullest_first(self, order: np.ndarray) -> np.ndarray:
+        """Returns the first epoch's order with exchanges alone: of steps, then of samples with the longest two.
+
+        Only what the run trains on takes part, so that it trains on the same samples with and without.
+        """
+        lengths = np.asarray(self.lengths)
+        number = min(len(order), self.num_stream_samples)
+        num_steps = number // self.batch_size  # whole steps
+        steps = order[: num_steps * self.batch_size].reshape(num_steps, self.batch_size)  # a view
+        for step in range(min(2, num_steps)):
+            fullest = step + int(lengths[steps[step:]].sum(axis=1).argmax())
+            steps[[step, fullest]] = steps[[fullest, step]]
+        # The longest takes the place of its step's longest, so that a step that has it already stays as it is.
+        taken: list[int] = []
+        for start in range(0, min(2 * self.batch_size, number), self.batch_size):
+            here = np.arange(start, min(start + self.batch_size, number))
+            others = np.setdiff1d(np.arange(number), taken)
+            longest = int(others[lengths[order[others]].argmax()])
+            place = longest if longest in here else int(here[lengths[order[here]].argmax()])
+            order[[place, longest]] = order[[longest, place]]
+            taken.append(place)
+        return order
 
     @cached_property
     def _orders(self) -> dict[int, np.ndarray]:

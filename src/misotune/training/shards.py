@@ -5,12 +5,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from misotune.data.dataset import Dataset, open_dataset
@@ -186,10 +189,11 @@ def encode_shards(
         few = len(todo) * SHARD_ROWS < _ROWS_BEFORE_WORKERS
         workers = 1 if few else min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
     made = _make_in_workers(job, todo, workers) if workers > 1 and len(todo) > 1 else _make_here(job, rows, todo)
-    for number, shard in made:
-        shards[number] = shard
-        done += job.rows_of(number)
-        report()
+    with closing(made):  # interrupted here, the workers end at once
+        for number, shard in made:
+            shards[number] = shard
+            done += job.rows_of(number)
+            report()
     return [shards[number] for number in numbers]
 
 
@@ -229,24 +233,57 @@ class _Job:
         return f"rows-{start}-{start + self.rows_of(number)}"
 
 
-def _make_here(job: _Job, rows: Dataset, numbers: Sequence[int]) -> Iterator[tuple[int, Path]]:
+def _make_here(job: _Job, rows: Dataset, numbers: Sequence[int]) -> Generator[tuple[int, Path], None, None]:
     yield from ((number, job.make(rows, number)) for number in numbers)
 
 
-def _make_in_workers(job: _Job, numbers: Sequence[int], workers: int) -> Iterator[tuple[int, Path]]:
+def _make_in_workers(job: _Job, numbers: Sequence[int], workers: int) -> Generator[tuple[int, Path], None, None]:
+    others = set(multiprocessing.active_children())
     # Spawned, not forked: this process holds torch, the tokenizer's threads and perhaps a GPU.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_start_worker, initargs=(job,))
     try:
-        futures = {executor.submit(_make_shard, number): number for number in numbers}
+        with _without_interrupts():
+            futures = {executor.submit(_make_shard, number): number for number in numbers}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise RunError(
             "a process that tokenises was killed (out of memory?); start again: the rows done so far are kept"
         ) from error
+    except BaseException:
+        # Not even the shards under way are waited for: each is written beside its place, and named last.
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Puts signals off while processes are started: one that is half started ends with a traceback of its own.
+
+    Those started inside never get SIGINT, not even while they import: this process is told, and ends them.
+    """
+    resource_tracker.ensure_running()  # starting it would let signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    arrived: list[int] = []
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+    try:
+        # The mask is this thread's: another takes the signal, and Python still calls its handler here.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                if callable(handler := signal.getsignal(number)):
+                    handlers[number] = handler
+                    signal.signal(number, lambda number, frame: arrived.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in arrived[:1]:
+            handlers[number](number, None)
 
 
 _worker: tuple[_Job, Dataset | None] | None = None
@@ -255,7 +292,6 @@ _worker: tuple[_Job, Dataset | None] | None = None
 def _start_worker(job: _Job) -> None:
     """Runs first in each worker."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends the workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None, "only worker processes run this"

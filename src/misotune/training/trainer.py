@@ -5,22 +5,25 @@ from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from misotune.training.batches import NOT_FOR_THE_MODEL, MicroBatches
-from misotune.training.loss import step_loss, token_losses
+from misotune.training.cross_entropy import CrossEntropy
+from misotune.training.loss import step_loss
+from misotune.training.saving.saver import SavingTrainer
 
 # Called with each micro-batch (an item of `MicroBatches`) and the losses of its trained tokens, on every rank.
 Observer = Callable[[Mapping[str, Any], torch.Tensor], None]
 
 
-class MisoTrainer(Trainer):
+class MisoTrainer(SavingTrainer):
     """A Trainer whose data set is the run's micro-batches in order, one forward call each.
 
     Args:
         model: The model, loaded with MISO attention.
         arguments: transformers' settings.
         micro_batches: The run's micro-batches.
+        cross_entropy: Calls the model and returns its token losses.
         callbacks: Watchers of steps.
         observers: Watchers of micro-batches.
     """
@@ -30,6 +33,7 @@ class MisoTrainer(Trainer):
         model: Any,
         arguments: TrainingArguments,
         micro_batches: MicroBatches,
+        cross_entropy: CrossEntropy,
         callbacks: list[TrainerCallback],
         processing_class: Any,
         observers: Sequence[Observer] = (),
@@ -45,6 +49,7 @@ class MisoTrainer(Trainer):
             # over the accumulated batch; `compute_loss` below is what computes it.
             compute_loss_func=step_loss,
         )
+        self.cross_entropy = cross_entropy
         self.observers = observers
 
     def compute_loss(
@@ -56,12 +61,11 @@ class MisoTrainer(Trainer):
     ) -> Any:
         """Returns the micro-batch's share of the step's loss."""
         arguments = {key: value for key, value in inputs.items() if key not in NOT_FOR_THE_MODEL}
-        outputs = model(**arguments, use_cache=False)
-        losses = token_losses(outputs.logits, inputs["targets"])
+        losses = self.cross_entropy(model, arguments, inputs["targets"])
         for observe in self.observers:
             observe(inputs, losses.detach())
         loss = step_loss(losses, inputs["num_trained_in_step"], self.args.world_size, inputs["target_weights"])
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"losses": losses}) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[Mapping[str, Any]]:
         """Returns the micro-batches in their own order; accelerate gives item i to rank i % world_size."""
@@ -97,13 +101,13 @@ def trainer_arguments(
         gradient_accumulation_steps=accumulation,
         learning_rate=learning_rate,
         lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
-        warmup_steps=round(warmup_ratio * num_steps),
+        warmup_steps=warmup_steps(warmup_ratio, num_steps),
         weight_decay=weight_decay,
         adam_beta1=betas[0],
         adam_beta2=betas[1],
         adam_epsilon=epsilon,
         max_grad_norm=max_grad_norm,
-        optim="adamw_torch_fused" if deepspeed is None else "adamw_torch",
+        optim="adamw_torch_fused",
         bf16=is_bf16,
         logging_steps=log_every_steps,
         logging_first_step=True,
@@ -121,6 +125,11 @@ def trainer_arguments(
         disable_tqdm=True,
         report_to=[],
     )
+
+
+def warmup_steps(warmup_ratio: float, num_steps: int) -> int:
+    """Returns the steps in which the learning rate rises from zero."""
+    return round(warmup_ratio * num_steps)
 
 
 def _only(items: list[Any]) -> Any:

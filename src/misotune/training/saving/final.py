@@ -9,9 +9,14 @@ from safetensors.torch import save_file
 
 from misotune.attention import MisoArguments
 from misotune.layout import EncodedSample, RowLayout, build_row
+from misotune.quantization import exact_products
 from misotune.runs import RunFolder
 from misotune.storage import replace_folder
+from misotune.training.disk import folder_bytes
 from misotune.training.ranks.launch import is_main_process
+from misotune.training.saving.checkpoints import PARTIAL_FINAL
+from misotune.training.saving.reopening import check_tokenizer, check_weights
+from misotune.training.saving.together import saving, wait_for_all
 from misotune.training.trainer import MisoTrainer
 
 PROBE_TOKENS = 256
@@ -21,23 +26,31 @@ PROBE_LOGITS = 16
 def save_final(trainer: MisoTrainer, run: RunFolder, sample: EncodedSample, *, is_bf16: bool) -> None:
     """Writes the probe, then `final/`, which is named last: its presence says that the run is finished.
 
-    A full model is saved in the format it was computed in, bfloat16 or float32; an adapter as it is.
+    A full model is saved in the format it was computed in, bfloat16 or float32; an adapter as it is. It is read back
+    before it is named: every tensor is the one in memory.
+
+    Raises:
+        SaveError: It could not be saved; the message says why, and the last checkpoint stays.
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if is_bf16 and not hasattr(model, "peft_config") and not trainer.is_deepspeed_enabled:
+    if is_bf16 and not hasattr(model, "peft_config") and not _has_master_weights(trainer):
         _store_weights(model, torch.bfloat16)
-    written = run.path / ".final.partial"
+    written = run.path / PARTIAL_FINAL
     if is_main_process() and written.exists():
         shutil.rmtree(written)
-    trainer.accelerator.wait_for_everyone()
+    wait_for_all()
     trainer.save_model(str(written))
+    what, size = "the trained model", folder_bytes(written)
+    with saving(written, what, size):
+        check_weights(written, model)
+        if is_main_process():
+            check_tokenizer(written, trainer.processing_class)
     probe, dtype = _probe(trainer, sample)
-    trainer.accelerator.wait_for_everyone()
-    if is_main_process():
-        (written / "training_args.bin").unlink(missing_ok=True)
-        save_file(probe, run.probe, metadata={"dtype": dtype})
-        replace_folder(written, run.final)
-    trainer.accelerator.wait_for_everyone()
+    with saving(written, what, size):
+        if is_main_process():
+            (written / "training_args.bin").unlink(missing_ok=True)
+            save_file(probe, run.probe, metadata={"dtype": dtype})
+            replace_folder(written, run.final)
 
 
 def _probe(trainer: MisoTrainer, sample: EncodedSample) -> tuple[dict[str, torch.Tensor], str]:
@@ -45,9 +58,9 @@ def _probe(trainer: MisoTrainer, sample: EncodedSample) -> tuple[dict[str, torch
 
     The weights as they were saved, computed in float32: in bfloat16 the difference between a lightly trained
     model and its base drowns in rounding. Only DeepSpeed's engine, which may hold the weights in pieces,
-    computes in its own format.
+    computes in its own format. Quantised weights are written out layer by layer, as the export merges into them.
     """
-    if trainer.is_deepspeed_enabled:
+    if _has_master_weights(trainer):
         model: Any = trainer.model_wrapped
         dtype = "bfloat16" if trainer.args.bf16 else "float32"
     else:
@@ -57,7 +70,7 @@ def _probe(trainer: MisoTrainer, sample: EncodedSample) -> tuple[dict[str, torch
     row = build_row([replace(sample, inputs=sample.inputs[:1])])
     ids = row.input_ids[:, :PROBE_TOKENS].to(trainer.args.device)
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), exact_products(model):
         logits = model(
             input_ids=ids,
             position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
@@ -68,7 +81,14 @@ def _probe(trainer: MisoTrainer, sample: EncodedSample) -> tuple[dict[str, torch
     return {"input_ids": ids[0].cpu(), "logits": logits.float().cpu()}, dtype
 
 
+def _has_master_weights(trainer: MisoTrainer) -> bool:
+    """True where DeepSpeed computes with the weights in a format of its own; without ZeRO (stage 0) it does not."""
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    return plugin is not None and plugin.get_value("zero_optimization.stage") > 0
+
+
 def _store_weights(model: Any, dtype: torch.dtype) -> None:
     """Changes the weights' format in place; not that of buffers, whose rotary frequencies would lose digits."""
     for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
+        if weight.is_floating_point():  # a quantised weight is what it is
+            weight.data = weight.data.to(dtype)
