@@ -139,7 +139,8 @@ def _give_fake_weights(model: nn.Module, device: torch.device) -> None:
         return made[id(tensor)]
 
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        holders: Any = (module._parameters, module._buffers)
+        for tensors in holders:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     tensors[name] = on_device(tensor)
@@ -218,8 +219,8 @@ class _Ledger(TorchDispatchMode):
         if key in self._entries:
             return
         size = storage.nbytes()
-        in_heap = self._has_begun and self._heap is not None
-        self._entries[key] = (component, size, self._heap.allocate(size) if in_heap else None)
+        heap = self._heap if self._has_begun else None
+        self._entries[key] = (component, size, None if heap is None else heap.allocate(size))
         self.live[component] += size
         self._ends.append(weakref.finalize(storage, self._drop, key))
         if self._has_begun:

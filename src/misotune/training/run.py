@@ -315,7 +315,7 @@ def _train(
     found = meet(
         make_report(
             # With the file of deepspeed.config, which each host reads for itself.
-            recipe.model_dump_json() + json.dumps(prepared.engine.config),
+            json.dumps(recipe.model_dump(mode="json") | {"engine": prepared.engine.config}),
             prepared.corpus.key,
             run.path,
         ),

@@ -146,10 +146,22 @@ def test_deepspeed_in_one_process_needs_no_launcher(command):
     assert folder.is_finished()
 
 
-def test_torchrun_by_hand_works_and_no_rank_tries_the_network(command):
+def test_torchrun_by_hand_works(command):
     arguments, folder = command("--offline", train={"max_steps": 2})
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = run([*torchrun, *arguments[1:]])
     assert done.returncode == 0, done.stderr[-4000:]
     assert folder.is_finished()
     assert done.stderr.count("plan of run") == 1
+
+
+def test_offline_a_model_that_is_not_here_is_refused_before_a_rank_starts(command, tmp_path):
+    arguments, _ = command()
+    done = run(
+        [*arguments, "--offline", "model.name=nobody/nothing"],
+        HF_HOME=str(tmp_path / "hub"),
+    )
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: model nobody/nothing: no such folder here")
+    assert "HF_HUB_OFFLINE is set" in last

@@ -2,11 +2,15 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from tests.training.rank_driver import Case, train_on_ranks
 
 from misotune.errors import RunError
@@ -123,23 +127,38 @@ def fill_before_the_second_save(rank):
     SavingTrainer._save_checkpoint = fill_and_save
 
 
+def fail_on_rank_1(rank):
+    """Called in each rank before it trains: the disk under rank 1 fails when its shard of step 2 is written."""
+    save = TorchCheckpointEngine.save
+
+    def fail_or_save(self, state_dict, path):
+        if rank == 1 and "global_step2" in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        save(self, state_dict, path)
+
+    TorchCheckpointEngine.save = fail_or_save
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_shard_that_finds_no_room_ends_all_ranks_alike(make_recipe, small_disk, tmp_path):
-    recipe = make_recipe(
-        train={"max_steps": 3, "save_every_steps": 1, "trial_save": False},
-        deepspeed={"stage": 2},
-        output={"runs_dir": str(small_disk / "runs")},
-    )
-    before = "tests.training.saving.test_full_disk:fill_before_the_second_save"
-    (outcome,) = train_on_ranks([Case(recipe, before=before, environment={"SMALL_DISK": str(small_disk)})], tmp_path)
-    assert outcome.codes == [1, 1]
-    errors = {said.strip().splitlines()[-1] for said in outcome.said}
-    (error,) = errors
-    assert error.startswith("error: the checkpoint of step 2 could not be saved: the disk is full (rank ")
-    assert "step-1 is whole; once there is room" in error
-    assert [path.name for path in outcome.run.checkpoints.iterdir()] == ["step-1"]
-    assert checkpoint_problem(outcome.run.checkpoints / "step-1") is None
+def test_shard_that_cannot_be_written_ends_all_ranks_alike(make_recipe, small_disk, tmp_path):
+    settings = {"max_steps": 3, "save_every_steps": 1, "trial_save": False}
+    output = {"runs_dir": str(small_disk / "runs")}
+    here = "tests.training.saving.test_full_disk"
+    cases = [
+        Case(make_recipe(name, train=settings, deepspeed={"stage": 2}, output=output), before=f"{here}:{before}")
+        for name, before in (("failing", "fail_on_rank_1"), ("full", "fill_before_the_second_save"))
+    ]
+    cases = [replace(case, environment={"SMALL_DISK": str(small_disk)}, timeout_s=60) for case in cases]
+    for outcome, reason in zip(
+        train_on_ranks(cases, tmp_path), ("the disk failed .*rank 1", "the disk is full"), strict=True
+    ):
+        assert outcome.codes == [1, 1]
+        (error,) = {said.strip().splitlines()[-1] for said in outcome.said}
+        assert re.match(rf"error: the checkpoint of step 2 could not be saved: {reason}", error)
+        assert "step-1 is whole; once" in error
+        assert [path.name for path in outcome.run.checkpoints.iterdir()] == ["step-1"]
+        assert checkpoint_problem(outcome.run.checkpoints / "step-1") is None
 
 
 def test_reasons_are_found_in_every_library_s_own_exception(tmp_path):
@@ -161,8 +180,6 @@ def test_reasons_are_found_in_every_library_s_own_exception(tmp_path):
 
 
 def test_torch_s_error_without_a_number_is_explained_by_trying(small_disk):
-    import torch
-
     fill(small_disk, 100_000)
     with pytest.raises(RuntimeError) as caught:
         torch.save(torch.zeros(100_000), small_disk / "optimizer.pt")
