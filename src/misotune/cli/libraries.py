@@ -1,7 +1,9 @@
 """What a command sets before it imports the large libraries: they should be silent unless something is wrong."""
 
+import io
 import os
 import warnings
+from contextlib import redirect_stdout
 
 
 def quiet_libraries() -> None:
@@ -17,6 +19,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
+    if os.environ.get("WANDB_MODE") == "offline":
+        # The import prints a line to standard output, which is for results.
+        with redirect_stdout(io.StringIO()):
+            import transformers.integrations.integration_utils  # noqa: F401
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

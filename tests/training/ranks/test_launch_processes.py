@@ -162,6 +162,7 @@ def test_offline_a_model_that_is_not_here_is_refused_before_a_rank_starts(comman
         HF_HOME=str(tmp_path / "hub"),
     )
     assert done.returncode == 2
+    assert done.stdout == ""
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: model nobody/nothing: no such folder here")
     assert "HF_HUB_OFFLINE is set" in last
