@@ -65,7 +65,8 @@ def make_recipe(options, mode: str, folder: str):
 
 
 def run_misotune(options, mode: str) -> dict:
-    from misotune.training.run import Watcher, prepare_run, train
+    from misotune.training.prepared import Watcher, prepare_run
+    from misotune.training.run import train
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = make_recipe(options, mode, folder)
@@ -92,7 +93,7 @@ def run_trl(options, *, packing: bool) -> dict:
 
     from misotune.data.dataset import open_dataset
     from misotune.samples import select_inputs
-    from misotune.training.run import Watcher, prepare_run
+    from misotune.training.prepared import Watcher, prepare_run
     from misotune.training.watching.memory import peak_memory_gib
 
     # misotune's own order of the rows that it would train on.

@@ -147,7 +147,8 @@ def main() -> None:
     quiet_libraries()
     from misotune.recipe.checking import check_recipe
     from misotune.recipe.schema import Recipe
-    from misotune.training.run import Watcher, prepare_run, train
+    from misotune.training.prepared import Watcher, prepare_run
+    from misotune.training.run import train
 
     model = options.work / options.shape
     write_model(options.shape, model)

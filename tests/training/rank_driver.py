@@ -220,7 +220,8 @@ def _be_rank(rank: int, port: int, order: dict[str, Any], output: Path) -> None:
 
 def _train(rank: int, order: dict[str, Any]) -> int:
     from misotune.errors import MisotuneError
-    from misotune.training.run import Watcher, train
+    from misotune.training.prepared import Watcher
+    from misotune.training.run import train
 
     def say(sentence: str) -> None:
         sys.stdout.write(f"{sentence}\n")

@@ -11,7 +11,8 @@ from misotune.errors import RunError
 from misotune.export.export import export_run
 from misotune.training.liger import patch_and_compare
 from misotune.training.model import ModelSource, load_model
-from misotune.training.run import Watcher, prepare_run, train
+from misotune.training.prepared import Watcher, prepare_run
+from misotune.training.run import train
 
 
 def test_an_adapter_starts_from_the_recipe_s_seed_whatever_was_drawn_before(make_recipe):

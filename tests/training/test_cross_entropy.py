@@ -14,7 +14,8 @@ from misotune.training.cross_entropy import CHUNK_LOGITS, CrossEntropy, choose_c
 from misotune.training.liger import check_liger
 from misotune.training.loss import token_losses
 from misotune.training.model import checkpoint_activations
-from misotune.training.run import Watcher, prepare_run, train
+from misotune.training.prepared import Watcher, prepare_run
+from misotune.training.run import train
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 

@@ -11,7 +11,7 @@ from misotune.errors import UsageError
 from misotune.recipe.schema import DeepspeedSection
 from misotune.training.deepspeed_file import Decided
 from misotune.training.engine import choose_engine
-from misotune.training.run import Watcher, prepare_run
+from misotune.training.prepared import Watcher, prepare_run
 
 DECIDED = Decided(
     is_bf16=True,

@@ -18,7 +18,7 @@ from tests.training.rank_driver import Case, train_on_two_ranks
 from transformers import AutoModelForCausalLM
 
 from misotune.attention import ATTENTION_NAME, register
-from misotune.training.run import Watcher, prepare_run
+from misotune.training.prepared import Watcher, prepare_run
 from misotune.training.schedule import Schedule
 
 FACTORS = {
@@ -145,9 +145,10 @@ def plain_steps(recipe) -> Iterator[tuple[float, float]]:
         loss = torch.cat(instructions).mean()
         optimizer.zero_grad()
         loss.backward()
-        norm = torch.cat([weight.grad.flatten() for weight in model.parameters()]).norm()
-        for weight in model.parameters():
-            weight.grad *= min(1.0, MAX_GRAD_NORM / norm.item())
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        for gradient in gradients:
+            gradient *= min(1.0, MAX_GRAD_NORM / norm.item())
         optimizer.step()
         yield loss.item(), norm.item()
 

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from misotune.attention import ATTENTION_NAME, register
 from misotune.training.loss import step_loss, token_losses
-from misotune.training.run import Watcher, prepare_run, train
+from misotune.training.prepared import Watcher, prepare_run
+from misotune.training.run import train
 
 LOSSES = ("token_mean", "instruction_mean")
 

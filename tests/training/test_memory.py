@@ -15,8 +15,9 @@ from misotune.training.disk import checkpoint_bytes, disk_needed, final_bytes, f
 from misotune.training.heap import Heap
 from misotune.training.memory_estimate import GRADIENTS, OPTIMIZER, WEIGHTS, Sharing, estimate_memory, host_memory
 from misotune.training.memory_trace import Traced
+from misotune.training.prepared import Watcher, measure_plan, prepare_run
 from misotune.training.resources import out_of_memory, require_disk
-from misotune.training.run import Watcher, measure_plan, prepare_run, train
+from misotune.training.run import train
 
 CPU = torch.device("cpu")
 MIB = 2**20

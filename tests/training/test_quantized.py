@@ -15,7 +15,8 @@ from misotune.export.card import proof_lines
 from misotune.export.export import export_run
 from misotune.quantization import check_bitsandbytes, exact_products, keep_layout, quantization_settings
 from misotune.recipe.checking import check_recipe
-from misotune.training.run import Watcher, prepare_run, train
+from misotune.training.prepared import Watcher, prepare_run
+from misotune.training.run import train
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra qlora: bitsandbytes"

@@ -11,8 +11,10 @@ from tests.attention.tiny_models import Literal, register_literal
 from transformers import AutoModelForCausalLM
 
 from misotune.errors import RunError, UsageError
+from misotune.runs import RunFolder
 from misotune.training.loss import step_loss, token_losses
-from misotune.training.run import Watcher, prepare_run, train
+from misotune.training.prepared import Watcher, prepare_run
+from misotune.training.run import train
 from misotune.training.saving.checkpoints import list_checkpoints
 
 
@@ -61,7 +63,7 @@ def test_para_with_the_full_input_alone_is_sft_step_by_step(make_recipe):
     assert para == sft
 
 
-def load_stock(source, dtype):
+def load_stock(source, dtype, quantization):
     model = AutoModelForCausalLM.from_pretrained(source.name, dtype=dtype, attn_implementation="eager")
     forward = model.forward
     model.forward = lambda miso=None, position_ids=None, **rest: forward(**rest)
@@ -70,7 +72,7 @@ def load_stock(source, dtype):
 
 def test_sft_equals_stock_attention_step_by_step(make_recipe, monkeypatch):
     """The same rows through transformers' own eager attention, one sample a row."""
-    from misotune.training import run as module
+    from misotune.training import building as module
 
     recipe = make_recipe("miso", miso={"mode": "sft"}, train={"pack": False})
     ours = run_losses(recipe)
@@ -162,7 +164,7 @@ def test_forced_kernel_that_cannot_do_it_is_refused_before_training(make_recipe,
 
 
 def test_capped_scores_train_as_in_stock_transformers(make_recipe, capped_model_dir, monkeypatch):
-    from misotune.training import run as module
+    from misotune.training import building as module
 
     recipe = make_recipe("ours", model={"name": str(capped_model_dir)}, miso={"mode": "sft"}, train={"pack": False})
     ours = run_losses(recipe)
@@ -270,6 +272,19 @@ def test_overwrite_deletes_nothing_but_runs(make_recipe):
     with pytest.raises(UsageError, match="holds something that is no run; choose another name"):
         train(recipe, "name: test\n", overwrite=True)
     assert other.is_file()
+
+
+def test_resuming_before_the_first_checkpoint_starts_at_step_0(make_recipe):
+    """A job that is stopped while its model loads is started again with --resume, by Slurm for one."""
+    recipe = make_recipe(train={"save_every_steps": 2})
+    whole = train(make_recipe("whole", train={"save_every_steps": 2}), "name: test\n")
+    run = RunFolder(Path(recipe.output.runs_dir, recipe.name))
+    run.path.mkdir()
+    run.recipe.write_text("name: test\n")
+    said = []
+    train(recipe, "name: test\n", resume=True, watcher=Watcher(on_message=said.append))
+    assert f"{run.path} has no checkpoint yet: it starts at step 0" in said
+    assert losses(run) == losses(whole)
 
 
 def test_resuming_nothing_is_refused(make_recipe):

@@ -12,8 +12,10 @@ from tests.conftest import make_tokenizer
 
 from misotune.errors import RunError, StoppedError
 from misotune.runs import RunFolder
+from misotune.training import building
 from misotune.training import run as run_module
-from misotune.training.run import Watcher, prepare_run, train
+from misotune.training.prepared import Watcher, prepare_run
+from misotune.training.run import train
 from misotune.training.saving import keeper
 from misotune.training.saving.checkpoints import list_checkpoints
 from misotune.training.signals import WATCHED
@@ -78,7 +80,7 @@ def test_signal_finishes_the_step_saves_and_the_resumed_run_equals_an_uninterrup
 
 
 def test_signal_before_the_first_step_says_that_nothing_was_trained(make_recipe, monkeypatch):
-    load = run_module.load_model
+    load = building.load_model
 
     def load_and_be_stopped(*arguments):
         model = load(*arguments)
@@ -88,7 +90,7 @@ def test_signal_before_the_first_step_says_that_nothing_was_trained(make_recipe,
     recipe = make_recipe(train={"save_every_steps": 2})
     run = folder_of(recipe)
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "load_model", load_and_be_stopped)
+        patch.setattr(building, "load_model", load_and_be_stopped)
         error = train_until_stopped(recipe)
     assert error.exit_code == 143
     assert str(error) == (
@@ -100,7 +102,7 @@ def test_signal_before_the_first_step_says_that_nothing_was_trained(make_recipe,
     train_until_stopped(recipe.model_copy(update={"name": "later"}), on_metrics=signal_at_step(2, signal.SIGTERM))
     later = recipe.model_copy(update={"name": "later"})
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "load_model", load_and_be_stopped)
+        patch.setattr(building, "load_model", load_and_be_stopped)
         error = train_until_stopped(later, resume=True)
     assert str(error) == (
         "stopped by SIGTERM before the first step: nothing was trained since the last checkpoint; "
@@ -200,7 +202,7 @@ def test_loss_that_is_not_finite_stops_the_run_at_its_step_and_keeps_the_micro_b
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipped", "not-clipped"])
 def test_gradient_that_is_not_finite_stops_the_run_before_the_optimizer_steps(make_recipe, monkeypatch, max_grad_norm):
-    load = run_module.load_model
+    load = building.load_model
     models = []
 
     def load_and_break(*arguments):
@@ -215,7 +217,7 @@ def test_gradient_that_is_not_finite_stops_the_run_before_the_optimizer_steps(ma
         model.model.norm.weight.register_hook(broken_in_step_2)
         return model
 
-    monkeypatch.setattr(run_module, "load_model", load_and_break)
+    monkeypatch.setattr(building, "load_model", load_and_break)
     recipe = make_recipe(train={"save_every_steps": 1, "max_grad_norm": max_grad_norm, "tokens_per_micro_batch": 4096})
     with pytest.raises(RunError, match=r"^step 2: gradient norm (inf|nan); its rows: (row-\d+, ){3}row-\d+; kept in "):
         train(recipe, "name: test\n")

@@ -102,9 +102,9 @@ def train(
         )
         return
 
+    from misotune.training.prepared import measure_plan, prepare_run
     from misotune.training.ranks.child import has_parent
     from misotune.training.ranks.launch import is_main_process, world_size
-    from misotune.training.run import measure_plan, prepare_run
     from misotune.training.run import train as run_training
 
     if plan:

@@ -16,9 +16,9 @@ from misotune.errors import MisotuneError, RunError, StoppedError, UsageError
 if TYPE_CHECKING:
     from misotune.recipe.schema import Recipe
     from misotune.runs import RunFolder
+    from misotune.training.prepared import Watcher
     from misotune.training.ranks.launch import Machines
     from misotune.training.ranks.outcome import Outcome
-    from misotune.training.run import Watcher
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "offline"}
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from misotune.cli.train_plan import plan_table
 
 if TYPE_CHECKING:
-    from misotune.training.run import Watcher
+    from misotune.training.prepared import Watcher
     from misotune.training.watching.metrics import StepMetrics
 
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%@"
@@ -40,8 +40,8 @@ def training_watcher(console: Console, *, as_json: bool = False, shows_plan: boo
         as_json: Write the plan to standard output, as JSON.
         shows_plan: Whether the plan is shown when it is known.
     """
+    from misotune.training.prepared import Watcher
     from misotune.training.ranks.launch import is_main_process
-    from misotune.training.run import Watcher
 
     def on_plan(plan: dict[str, Any]) -> None:
         if shows_plan:

@@ -32,8 +32,8 @@ def checkpoint_bytes(
     if uses_deepspeed:
         width = 2 if is_bf16 else 4
         weights = (num_trained if is_adapter else num_parameters) * width
-        own_weights, optimizer = num_parameters * width, num_trained * 12
-        return weights + own_weights + optimizer + _SMALL_FILES
+        # transformers leaves an adapter's frozen weights out of DeepSpeed's files too.
+        return 2 * weights + num_trained * 12 + _SMALL_FILES
     weights = (num_trained if is_adapter else num_parameters) * 4
     return weights + num_trained * 8 + _SMALL_FILES
 

@@ -2,60 +2,39 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from misotune.errors import UsageError
-from misotune.layout import ChatTemplate, Chunking
-from misotune.quantization import check_bitsandbytes
-from misotune.recipe.schema import LoraSection, Recipe
+from misotune.recipe.schema import Recipe
 from misotune.runs import RunFolder
-from misotune.training.batches import NOT_FOR_THE_MODEL, MicroBatches
-from misotune.training.corpus import Corpus, read_corpus
-from misotune.training.cross_entropy import CrossEntropy, Kind, choose_cross_entropy
-from misotune.training.deepspeed_file import Decided
-from misotune.training.engine import Engine, WholeGradientNorm, choose_engine
-from misotune.training.liger import check_liger, patch_and_compare, patch_with_liger
+from misotune.training.building import build_model, training_arguments, use_liger
+from misotune.training.cross_entropy import CrossEntropy
+from misotune.training.engine import Engine, WholeGradientNorm
 from misotune.training.model import (
-    AdapterSettings,
-    ModelSource,
-    add_adapter,
-    checkpoint_activations,
-    choose_kernel,
     end_turns,
-    load_config,
-    load_model,
-    load_template,
 )
-from misotune.training.plan import make_plan
+from misotune.training.prepared import Watcher, prepare_run
 from misotune.training.ranks import launch
 from misotune.training.ranks.preflight import appear, meet
 from misotune.training.ranks.report import make_report
 from misotune.training.ranks.watchdog import Watchdog
-from misotune.training.resources import ModelPlan, out_of_memory, plan_resources, require_disk
+from misotune.training.resources import out_of_memory, require_disk
 from misotune.training.saving.final import save_final
 from misotune.training.saving.keeper import CheckpointKeeper
 from misotune.training.saving.locking import lock_run
 from misotune.training.saving.resuming import agreed_checkpoint, check_can_go_on, find_checkpoint, is_universal
 from misotune.training.saving.trial import TrialSave
-from misotune.training.schedule import make_schedule
 from misotune.training.seeds import StepSeeds
-from misotune.training.shards import Limits
 from misotune.training.signals import StopSignals
-from misotune.training.speed import earlier_speed, measure_row, time_plan
 from misotune.training.stopping import StopGuard
-from misotune.training.trainer import MisoTrainer, trainer_arguments
+from misotune.training.trainer import MisoTrainer
 from misotune.training.watching.events import EventKind, record_event
 from misotune.training.watching.memory import MemoryReturner
-from misotune.training.watching.metrics import StepMetrics
-from misotune.training.watching.trackers import check_trackers
 from misotune.training.watching.watch import RunWatch
 
 # The number of devices, and so of accumulated micro-batches, may change: it does not change a step. Nor does the
@@ -85,146 +64,6 @@ _SETTINGS_WHEN_RESUMED = (
     "adam_epsilon",
     "max_grad_norm",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Watcher:
-    """What a run tells while it goes on; every function may be left out.
-
-    Attributes:
-        on_encode: Called with (rows done, rows) while the dataset is turned into tokens.
-        on_plan: Called with the plan before the first step.
-        on_metrics: Called with each line of metrics.
-        on_message: Called with a sentence that the user should see.
-    """
-
-    on_encode: Callable[[int, int], None] | None = None
-    on_plan: Callable[[dict[str, Any]], None] | None = None
-    on_metrics: Callable[[StepMetrics], None] | None = None
-    on_message: Callable[[str], None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRun:
-    """What a run needs before its model is loaded."""
-
-    template: ChatTemplate
-    corpus: Corpus
-    micro_batches: MicroBatches
-    plan: dict[str, Any]
-    cross_entropy: Kind
-    engine: Engine
-
-
-def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> PreparedRun:
-    """Returns the encoded corpus, the order of its samples and the plan; no model is loaded.
-
-    Raises:
-        UsageError: The model or dataset cannot be found.
-        RunError: The dataset cannot be trained on, or the model not exactly.
-    """
-    if not Path(recipe.data.path).exists():
-        raise UsageError(
-            f"data.path: {recipe.data.path} is not there; make it with misotune prepare, or set data.path=PATH"
-        )
-    check_trackers(recipe.train.report_to)
-    source = _model_source(recipe)
-    config = load_config(source, recipe.data.max_length)
-    kernel = choose_kernel(config, recipe.miso.kernel, is_bf16=recipe.train.precision == "bf16")
-    has_cuda = torch.cuda.is_available()
-    if recipe.train.liger_kernels:
-        check_liger("train.liger_kernels", has_cuda=has_cuda)
-    if recipe.lora and recipe.lora.quantization != "none":
-        check_bitsandbytes(f"lora.quantization '{recipe.lora.quantization}'")
-    cross_entropy, cross_entropy_text = choose_cross_entropy(recipe.train.cross_entropy, config, has_cuda=has_cuda)
-    template = load_template(source)
-    chunking = _chunking(recipe, template)
-    corpus = read_corpus(
-        Path(recipe.data.path),
-        template,
-        mode=recipe.miso.mode,
-        roles=recipe.miso.inputs,
-        limits=Limits(recipe.data.max_length, recipe.data.too_long, recipe.data.max_sample_length),
-        max_dropped=recipe.data.max_dropped,
-        chunking=chunking,
-        on_progress=watcher.on_encode if launch.is_main_process() else None,
-        on_message=watcher.on_message if launch.is_main_process() else None,
-    )
-    lengths: list[int] = corpus.samples.num_tokens.tolist()
-    if chunking:
-        lengths = [length + chunking.room(sample) for length, sample in zip(lengths, corpus.samples, strict=True)]
-    schedule = make_schedule(
-        lengths,
-        batch_size=recipe.train.batch_size,
-        epochs=recipe.train.epochs,
-        max_steps=recipe.train.max_steps,
-        num_devices=num_devices,
-        capacity=recipe.row_capacity if recipe.train.pack else None,
-        seed=recipe.seed,
-    )
-    train = recipe.train
-    decided = Decided(
-        is_bf16=train.precision == "bf16",
-        accumulation=schedule.accumulation,
-        num_devices=num_devices,
-        max_grad_norm=train.max_grad_norm,
-        learning_rate=train.learning_rate,
-        schedule=train.schedule,
-        betas=(train.adam_beta1, train.adam_beta2),
-        epsilon=train.adam_epsilon,
-        weight_decay=train.weight_decay,
-        is_quantized=recipe.lora is not None and recipe.lora.quantization != "none",
-    )
-    engine = choose_engine(recipe.deepspeed, decided)
-    micro_batches = MicroBatches(
-        corpus.samples,
-        schedule,
-        positions=recipe.miso.chosen_positions,
-        weighting=recipe.miso.weighting,
-        kernel=recipe.miso.kernel,
-        shares={**recipe.miso.weights},
-        chunking=chunking,
-        loss=recipe.train.loss,
-    )
-    plan = make_plan(recipe, corpus, micro_batches, kernel) | {
-        "cross_entropy": cross_entropy_text,
-        "engine": engine.name,
-    }
-    if launch.is_main_process():
-        plan |= plan_resources(
-            _model_plan(recipe, config, engine, cross_entropy),
-            micro_batches,
-            Path(recipe.output.runs_dir) / recipe.name,
-            save_every_steps=recipe.train.save_every_steps,
-            keep_checkpoints=recipe.train.keep_checkpoints,
-            has_trial_save=recipe.train.trial_save,
-        )
-        plan["time"] = earlier_speed(Path(recipe.output.runs_dir), plan)
-    return PreparedRun(template, corpus, micro_batches, plan, cross_entropy, engine)
-
-
-def measure_plan(recipe: Recipe, prepared: PreparedRun) -> dict[str, Any]:
-    """Returns the plan with the time and memory of its heaviest row, run on this one device with the true model.
-
-    Raises:
-        RunError: The row does not fit.
-    """
-    plan, is_bf16 = prepared.plan, recipe.train.precision == "bf16"
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model = _model(recipe, prepared.engine, is_bf16=is_bf16)
-    index = plan["memory"].get("row", {}).get("index", 0)
-    try:
-        measured = measure_row(
-            model,
-            CrossEntropy(model, prepared.cross_entropy, is_required=recipe.train.cross_entropy != "auto"),
-            prepared.micro_batches[index],
-            device=device,
-            autocast=torch.bfloat16 if is_bf16 and not prepared.engine.has_master_weights else None,
-        )
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(error, plan) from error
-    source = f"one row of {measured['tokens']:,} tokens on one device, times {plan['devices']} device(s)"
-    return plan | {"measured": measured, "time": time_plan(plan, measured["tokens_per_s"] * plan["devices"], source)}
 
 
 def check_start(
@@ -308,8 +147,7 @@ def _train(
     prepared = prepare_run(recipe, num_devices=launch.world_size(), watcher=watcher)
     require_disk(prepared.plan)
     made = _made(recipe, prepared.engine)
-    if resume and launch.is_main_process():
-        assert checkpoint is not None
+    if checkpoint is not None and launch.is_main_process():
         _check_same_plan(run, prepared.plan)
         check_can_go_on(checkpoint, made, watcher.on_message)
     found = meet(
@@ -347,13 +185,13 @@ def _train(
         )
     )
     checkpoint = agreed_checkpoint(checkpoint, made) if resume else None
-    arguments = _arguments(
+    arguments = training_arguments(
         recipe, run, prepared.micro_batches, engine=prepared.engine, is_universal=is_universal(checkpoint)
     )
     is_bf16 = recipe.train.precision == "bf16"
-    model = _model(recipe, prepared.engine, is_bf16=is_bf16)
+    model = build_model(recipe, prepared.engine, is_bf16=is_bf16)
     if recipe.train.liger_kernels:
-        _use_liger(model, prepared.micro_batches[0], arguments.device, _teller(run, watcher), is_bf16=is_bf16)
+        use_liger(model, prepared.micro_batches[0], arguments.device, _teller(run, watcher), is_bf16=is_bf16)
     end_turns(model, int(prepared.corpus.samples[0].output[-1]))
     guard = StopGuard(run, prepared.micro_batches, signals, prepared.template.tokenizer)
     trials = [TrialSave(run, made)] if recipe.train.trial_save else []
@@ -434,59 +272,6 @@ def _check_same_plan(run: RunFolder, plan: dict[str, Any]) -> None:
             )
 
 
-def _model(recipe: Recipe, engine: Engine, *, is_bf16: bool) -> Any:
-    quantization = recipe.lora.quantization if recipe.lora else "none"
-    model = load_model(_model_source(recipe), _weights_format(recipe, engine, is_bf16=is_bf16), quantization)
-    if recipe.train.gradient_checkpointing:
-        checkpoint_activations(model)
-    if recipe.lora is None:
-        return model
-    return add_adapter(model, _adapter_settings(recipe.lora, recipe.seed))
-
-
-def _adapter_settings(lora: LoraSection, seed: int) -> AdapterSettings:
-    targets = lora.target_modules
-    return AdapterSettings(
-        rank=lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        use_rslora=lora.use_rslora,
-        seed=seed,
-    )
-
-
-def _model_plan(recipe: Recipe, config: Any, engine: Engine, cross_entropy: Kind) -> ModelPlan:
-    is_bf16 = recipe.train.precision == "bf16"
-    return ModelPlan(
-        config=config,
-        dtype=_weights_format(recipe, engine, is_bf16=is_bf16),
-        adapter=_adapter_settings(recipe.lora, recipe.seed) if recipe.lora else None,
-        quantization=recipe.lora.quantization if recipe.lora else "none",
-        has_checkpointing=recipe.train.gradient_checkpointing,
-        is_bf16=is_bf16,
-        engine=engine,
-        cross_entropy=cross_entropy,
-    )
-
-
-def _use_liger(
-    model: Any,
-    first: Mapping[str, Any],
-    device: torch.device,
-    tell: Callable[[EventKind, str], None],
-    *,
-    is_bf16: bool,
-) -> None:
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    if is_deepspeed_zero3_enabled():
-        patch_with_liger(base)
-        tell("start", "Liger kernels: not compared with transformers' own, since ZeRO-3 holds the weights in pieces")
-        return
-    arguments = {key: value for key, value in first.items() if key not in NOT_FOR_THE_MODEL}
-    tell("start", patch_and_compare(base, arguments, device, is_bf16=is_bf16))
-
-
 def _teller(run: RunFolder, watcher: Watcher) -> Callable[[EventKind, str], None]:
     """Returns what puts a sentence among the run's events and before the user, once over all ranks."""
 
@@ -496,58 +281,6 @@ def _teller(run: RunFolder, watcher: Watcher) -> Callable[[EventKind, str], None
             watcher.on_message(text)
 
     return tell
-
-
-def _weights_format(recipe: Recipe, engine: Engine, *, is_bf16: bool) -> torch.dtype | str:
-    """Returns the format that weights are loaded in; `auto` is that of the checkpoint."""
-    if engine.has_master_weights:
-        return torch.bfloat16 if is_bf16 else torch.float32  # DeepSpeed keeps float32 master weights itself
-    if recipe.lora is not None and is_bf16:
-        return "auto"  # frozen, and the export merges the adapter into just these
-    # Trained weights stay in float32 under autocast: at a learning rate of 1e-5, updates of bfloat16 weights
-    # would round to nothing.
-    return torch.float32
-
-
-def _arguments(
-    recipe: Recipe, run: RunFolder, micro_batches: MicroBatches, *, engine: Engine, is_universal: bool
-) -> TrainingArguments:
-    train = recipe.train
-    is_bf16 = train.precision == "bf16"
-    deepspeed = engine.config
-    if deepspeed is not None and is_universal:
-        deepspeed = {**deepspeed, "checkpoint": {**deepspeed.get("checkpoint", {}), "load_universal": True}}
-    return trainer_arguments(
-        folder=str(run.checkpoints),
-        num_steps=micro_batches.schedule.num_steps,
-        accumulation=micro_batches.schedule.accumulation,
-        learning_rate=train.learning_rate,
-        schedule=train.schedule,
-        warmup_ratio=train.warmup_ratio,
-        weight_decay=train.weight_decay,
-        betas=(train.adam_beta1, train.adam_beta2),
-        epsilon=train.adam_epsilon,
-        max_grad_norm=0.0 if engine.clips_in_callback else train.max_grad_norm,
-        is_bf16=is_bf16 and not engine.does_autocast,
-        log_every_steps=train.log_every_steps,
-        save_every_steps=train.save_every_steps,
-        seed=recipe.seed,
-        num_devices=micro_batches.schedule.num_devices,
-        deepspeed=deepspeed,
-    )
-
-
-def _chunking(recipe: Recipe, template: ChatTemplate) -> Chunking | None:
-    if recipe.miso.mode != "succ":
-        return None
-    bos = template.tokenizer.bos_token_id
-    if recipe.miso.chunk_prefix == "bos" and bos is None:
-        raise UsageError("miso.chunk_prefix: the tokenizer has no BOS token; use none or system")
-    return Chunking(recipe.miso.chunks, recipe.seed, recipe.miso.chunk_prefix, bos)
-
-
-def _model_source(recipe: Recipe) -> ModelSource:
-    return ModelSource(recipe.model.name, recipe.model.revision, recipe.model.chat_template)
 
 
 def _quiet(trainer: MisoTrainer) -> None:

@@ -14,7 +14,8 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from tests.training.rank_driver import Case, train_on_ranks
 
 from misotune.errors import RunError
-from misotune.training.run import Watcher, train
+from misotune.training.prepared import Watcher
+from misotune.training.run import train
 from misotune.training.saving.checkpoints import checkpoint_problem, list_checkpoints
 from misotune.training.saving.final import save_final
 from misotune.training.saving.saver import SavingTrainer

@@ -12,7 +12,8 @@ from transformers import Trainer
 
 from misotune.errors import RunError, UsageError
 from misotune.runs import RunFolder
-from misotune.training.run import Watcher, train
+from misotune.training.prepared import Watcher
+from misotune.training.run import train
 from misotune.training.saving.checkpoints import finish_checkpoint, list_checkpoints
 from misotune.training.saving.resuming import agreed_checkpoint, check_can_go_on
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from misotune.errors import RunError
-from misotune.training.run import Watcher, train
+from misotune.training.prepared import Watcher
+from misotune.training.run import train
 from misotune.training.saving import trial as module
 from misotune.training.saving.trial import full_optimizer_state
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tests.training.rank_driver import Case, train_on_two_ranks
 
-from misotune.training.run import Watcher, prepare_run, train
+from misotune.training.prepared import Watcher, prepare_run
+from misotune.training.run import train
 from misotune.training.watching.groups import GroupLosses
 
 

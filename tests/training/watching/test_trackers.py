@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from misotune.errors import RunError, UsageError
-from misotune.training.run import Watcher, train
+from misotune.training.prepared import Watcher
+from misotune.training.run import train
 from misotune.training.watching import trackers as module
 from misotune.training.watching.trackers import check_trackers
 
@@ -64,7 +65,7 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch):
     monkeypatch.setitem(module._TRACKERS, "wandb", Recorder)
-    monkeypatch.setattr("misotune.training.run.check_trackers", lambda names: None)
+    monkeypatch.setattr("misotune.training.prepared.check_trackers", lambda names: None)
     monkeypatch.setattr(Recorder, "fails_at", None)
 
 
@@ -100,7 +101,7 @@ def test_tracker_that_cannot_start_stops_the_run_before_the_model_is_loaded(make
         raise ValueError("no key")
 
     monkeypatch.setitem(module._TRACKERS, "trackio", refuse)
-    monkeypatch.setattr("misotune.training.run.load_model", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("misotune.training.building.load_model", lambda *arguments: pytest.fail("the model was loaded"))
     with pytest.raises(RunError, match=r"train.report_to: trackio cannot be started \(no key\); leave it out to train"):
         train(make_recipe(train=settings_for("wandb", "trackio")), "name: test\n")
     assert Recorder.made.exit_code == 1

@@ -8,7 +8,8 @@ from transformers import TrainerState
 
 from misotune.errors import RunError
 from misotune.runs import RunFolder
-from misotune.training.run import Watcher, prepare_run, train
+from misotune.training.prepared import Watcher, prepare_run
+from misotune.training.run import train
 from misotune.training.watching import metrics as metrics_module
 from misotune.training.watching import watch as module
 from misotune.training.watching.events import has_recorded_stop, record_event

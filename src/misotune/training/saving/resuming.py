@@ -26,7 +26,7 @@ _OF_TRANSFORMERS = ("trainer_state.json", "scheduler.pt")
 def find_checkpoint(
     run: RunFolder, on_message: Callable[[str], None] | None = None, *, only_looks: bool = False
 ) -> Path | None:
-    """Returns the newest whole checkpoint; on the main rank, what a killed process left behind is removed.
+    """Returns the newest whole checkpoint, None before the first; on the main rank, leftovers of a kill are removed.
 
     All ranks call it before they talk to one another, and read the same files at the same time: so none waits for the
     main one, whose choice counts in the end (`agreed_checkpoint`).
@@ -37,7 +37,7 @@ def find_checkpoint(
         only_looks: Compare sizes, not hashes, and remove nothing: the look before ranks start leaves it to them.
 
     Raises:
-        UsageError: There is none, or the run is finished; on the main rank.
+        UsageError: There is no run, none of its checkpoints is whole, or it is finished; on the main rank.
     """
     if not is_main_process():
         return last_whole_checkpoint(run.checkpoints)[0]
@@ -46,6 +46,12 @@ def find_checkpoint(
         raise UsageError(f"{run.path} is finished; there is nothing to resume")
     removed = remove_leftovers(run.checkpoints, run.path / PARTIAL_FINAL) if not only_looks else []
     checkpoint, skipped = last_whole_checkpoint(run.checkpoints, reads_files=not only_looks)
+    if checkpoint is None and not skipped and run.recipe.is_file():
+        # It was stopped before its first save: a job that always resumes must not fail for ever.
+        if on_message:
+            for line in [*removed, f"{run.path} has no checkpoint yet: it starts at step 0"]:
+                on_message(line)
+        return None
     if checkpoint is None:
         raise UsageError(
             f"{run.path} has no whole checkpoint to resume from{': ' if skipped else ''}{'; '.join(skipped)}"
