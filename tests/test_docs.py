@@ -57,3 +57,13 @@ def test_files_and_tests_that_a_page_names_are_there(page):
     named = set(re.findall(r"`((?:src|tests|recipes|docs)/[\w./-]+)`", text))
     assert not [path for path in named if not (ROOT / path).exists()]
     assert not set(re.findall(r"`(test_[a-z_0-9]+)`", text)) - TESTS
+
+
+def test_every_test_that_the_reliability_page_names_is_there():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py|…)::(\w+)`", page)
+    assert len(named) > 30
+    file = ""
+    for path, name in named:
+        file = file if path == "…" else path
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"

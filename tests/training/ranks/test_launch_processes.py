@@ -155,6 +155,16 @@ def test_torchrun_by_hand_works(command):
     assert done.stderr.count("plan of run") == 1
 
 
+def test_offline_two_ranks_train_where_there_is_no_network(command):
+    inside = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    if not shutil.which("unshare") or run([*inside, "true"]).returncode:
+        pytest.skip("needs unshare and ip, and a kernel that lets a user make a network namespace")
+    arguments, folder = command("--nproc", "2", "--offline", train={"max_steps": 2})
+    done = run([*inside, *arguments])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert folder.is_finished()
+
+
 def test_offline_a_model_that_is_not_here_is_refused_before_a_rank_starts(command, tmp_path):
     arguments, _ = command()
     done = run(
