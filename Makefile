@@ -14,12 +14,12 @@ export NO_MKDOCS_2_WARNING := 1
 
 # Tiny tensors gain nothing from threads. Off line, the hub's client fails at once.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
-# On two cores, two workers are no faster: the tests of two ranks take both. With more: make test PYTEST_WORKERS=4
-PYTEST_WORKERS ?= 0
+# Two workers even on two cores: tests of ranks often wait. With more cores: make test PYTEST_WORKERS=4
+PYTEST_WORKERS ?= 2
 step = @printf '\n== %s\n' '$(1)'
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test checks types docs serve format clean
+.PHONY: help quickstart test test-long checks types docs serve format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: checks  ## Everything that CI runs: checks, tests, docs
 	$(call step,tests)
 	$(PYTEST) --numprocesses $(PYTEST_WORKERS)
 	@$(MAKE) --no-print-directory docs
+
+test-long: $(VENV)/.dev  ## Tests that CI leaves out: two hosts (root, Linux), a whole batch job, bfloat16 engines
+	$(PYTEST) -m "long or hosts"
 
 checks: $(VENV)/.dev  ## Format, lint, types and import directions
 	$(call step,format)

@@ -88,6 +88,7 @@ def test_every_engine_ends_at_the_weights_of_one_process(make_recipe, tiny_model
     assert runs[-1].read_plan()["engine"] == "DeepSpeed ZeRO-3, parameters offloaded"
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_bfloat16_stays_near_the_weights_of_one_process(make_recipe, tiny_model_dir, tmp_path):

@@ -207,6 +207,7 @@ def test_devices_accumulation_packing_and_engine_change_no_loss_and_no_gradient_
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
+@pytest.mark.long
 @pytest.mark.skipif("MISOTUNE_FULL_MATRIX" not in os.environ, reason="takes half an hour: set MISOTUNE_FULL_MATRIX")
 def test_the_whole_matrix(recipe_of, expected_of, tmp_path):
     check(whole_matrix(), recipe_of, expected_of, tmp_path)

@@ -424,6 +424,7 @@ def batch(tiny_recipe, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_batch_job_is_stopped_requeued_and_goes_on(batch, tmp_path):
