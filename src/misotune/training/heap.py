@@ -2,8 +2,8 @@
 
 A tensor below 32 MiB lies in the heap, which grows at its end and shrinks only there: freed tensors leave gaps, and a
 gap serves a later tensor that is not larger. Larger tensors are mapped one by one and given back at once. What is
-followed here is one row's pass, the heaviest; later rows may add a tenth to what it leaves before `MemoryReturner`
-gives the gaps back.
+followed here is one row's pass, the heaviest, from an empty heap: `MemoryReturner` gives the gaps back after each step,
+and within one when later rows add a tenth to what the heaviest leave.
 """
 
 from bisect import bisect_left, insort
