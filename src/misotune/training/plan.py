@@ -60,7 +60,6 @@ def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches, kerne
         "row_capacity": schedule.capacity,
         "packing_waste": None if schedule.capacity is None else round(packing.waste, 4),
         "device_balance": round(packing.balance, 4),
-        "engine": "transformers" if recipe.deepspeed is None else f"DeepSpeed ZeRO-{recipe.deepspeed.stage}",
         "precision": recipe.train.precision,
         "trains": "all weights" if recipe.lora is None else f"LoRA of rank {recipe.lora.rank}",
     }
