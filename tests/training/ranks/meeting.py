@@ -70,9 +70,11 @@ def main(folder: Path) -> None:
     """Holds the meetings of `folder/meetings.json` at once, and writes `folder/outcomes.json`."""
     importlib.import_module("misotune.training.ranks.preflight")  # once, before the forks
     meetings = json.loads((folder / "meetings.json").read_text())
-    started = {name: _start(meeting, folder / name) for name, meeting in meetings.items()}
+    started = {name: _fork(meeting, folder / name) for name, meeting in meetings.items()}
+    # After every fork: a store's threads may hold a lock that a fork would inherit locked.
+    agents = [_open_port(meeting, folder / name) for name, meeting in meetings.items()]
     deadline = time.monotonic() + _LIMIT_S
-    for processes, _agent in started.values():
+    for processes in started.values():
         for process in processes:
             while os.waitpid(process, os.WNOHANG)[0] == 0:
                 if time.monotonic() > deadline or _is_stopped(process, processes):
@@ -83,6 +85,7 @@ def main(folder: Path) -> None:
         for name, meeting in meetings.items()
     }
     (folder / "outcomes.json").write_text(json.dumps(outcomes))
+    del agents
 
 
 def _is_stopped(process: int, processes: list[int]) -> bool:
@@ -98,11 +101,23 @@ def _state(process: int) -> str:
         return ""
 
 
-def _start(meeting: dict[str, Any], stem: Path) -> tuple[list[int], Any]:
+def _open_port(meeting: dict[str, Any], stem: Path) -> Any:
+    """Tells the ranks of a meeting where the store is; returns the agent's, which must live on."""
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if meeting["has_agent"] else None
-    port = agent.port if agent else _free_port()
+    Path(f"{stem}.new").write_text(str(agent.port if agent else _free_port()))
+    Path(f"{stem}.new").rename(f"{stem}.port")
+    return agent
+
+
+def _read_port(stem: Path) -> str:
+    while not (file := Path(f"{stem}.port")).exists():
+        time.sleep(0.02)
+    return file.read_text()
+
+
+def _fork(meeting: dict[str, Any], stem: Path) -> list[int]:
     processes: list[int] = []
     for i, rank in enumerate(meeting["ranks"]):
         Path(f"{stem}-{i}.json").touch()
@@ -112,8 +127,8 @@ def _start(meeting: dict[str, Any], stem: Path) -> tuple[list[int], Any]:
                 LOCAL_RANK=str(rank["rank"]),
                 WORLD_SIZE=str(meeting["world_size"]),
                 MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-                **({"TORCHELASTIC_USE_AGENT_STORE": "True"} if agent else {}),
+                MASTER_PORT=_read_port(stem),
+                **({"TORCHELASTIC_USE_AGENT_STORE": "True"} if meeting["has_agent"] else {}),
                 **rank["environment"],
             )
             try:
@@ -123,7 +138,7 @@ def _start(meeting: dict[str, Any], stem: Path) -> tuple[list[int], Any]:
             Path(f"{stem}-{i}.json").write_text(json.dumps(outcome))
             os._exit(0)
         processes.append(process)
-    return processes, agent
+    return processes
 
 
 def _meet(rank: dict[str, Any]) -> dict[str, Any]:
