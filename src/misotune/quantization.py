@@ -3,14 +3,12 @@
 Training quantises the base model with them, and the export makes just those weights again.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from misotune.errors import UsageError
+from misotune.packages import require_package
 
 # The first that quantises on a CPU too; transformers asks for it.
 MIN_VERSION = "0.46.1"
@@ -25,16 +23,7 @@ def check_bitsandbytes(what: str) -> None:
     Raises:
         UsageError: It is not, or is too old.
     """
-    try:
-        found = version("bitsandbytes")
-    except PackageNotFoundError:
-        found = None
-    if found is None or _numbers(found) < _numbers(MIN_VERSION):
-        has = "which is not installed" if found is None else f"and {found} is installed"
-        raise UsageError(
-            f"{what} needs the package bitsandbytes {MIN_VERSION} or newer, {has}: "
-            f"pip install 'bitsandbytes>={MIN_VERSION}'"
-        )
+    require_package(what, "bitsandbytes", MIN_VERSION)
 
 
 def quantization_settings(kind: str, *, is_bf16: bool = True) -> Any:
@@ -57,10 +46,6 @@ def quantization_settings(kind: str, *, is_bf16: bool = True) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=bfloat16 if is_bf16 else float32,
     )
-
-
-def _numbers(of_version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", of_version)[:3]]
 
 
 def keep_layout(model: Any) -> None:

@@ -24,6 +24,8 @@ from typing import Any
 from misotune.errors import UsageError
 
 RUNS_ROOT = Path("runs")
+# What the user does after a stop before the run folder was written.
+SAME_COMMAND = "start again with the same command"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,12 @@ class RunFolder:
     def is_finished(self) -> bool:
         """True when training ended and the final model is whole."""
         return (self.final / "config.json").is_file() or (self.final / "adapter_config.json").is_file()
+
+    def next_command(self) -> str:
+        """Returns what the user does after a stop; without a checkpoint `--resume` starts at step 0."""
+        if self.recipe.is_file():
+            return f"go on: misotune train {self.recipe} --resume"
+        return SAME_COMMAND
 
     def read_plan(self) -> dict[str, Any]:
         """Returns the plan that training was started with."""

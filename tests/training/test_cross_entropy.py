@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, LlamaForCausalLM
 
+from misotune import packages
 from misotune.errors import RunError, UsageError
 from misotune.training.cross_entropy import CHUNK_LOGITS, CrossEntropy, choose_cross_entropy, chunk_tokens
 from misotune.training.liger import check_liger
@@ -399,16 +400,11 @@ def test_ranks_and_zero_stages_keep_the_losses(make_recipe, tmp_path):
 def test_liger_without_cuda_or_package_is_refused_with_the_cure(monkeypatch):
     with pytest.raises(UsageError, match=r"train.cross_entropy: 'liger' needs a CUDA device, and there is none here"):
         choose_cross_entropy("liger", LlamaConfig(), has_cuda=False)
-    from misotune.training import liger as module
-
-    def missing(name):
-        raise module.PackageNotFoundError(name)
-
-    monkeypatch.setattr(module, "version", missing)
+    monkeypatch.setattr(packages, "installed_version", lambda name: None)
     with pytest.raises(UsageError, match=r"liger-kernel 0.8.5 or newer, which is not installed: pip install"):
         check_liger("train.liger_kernels", has_cuda=True)
-    monkeypatch.setattr(module, "version", lambda name: "0.7.10")
+    monkeypatch.setattr(packages, "installed_version", lambda name: "0.7.10")
     with pytest.raises(UsageError, match=r"or newer, and 0.7.10 is installed"):
         check_liger("train.liger_kernels", has_cuda=True)
-    monkeypatch.setattr(module, "version", lambda name: "0.10.0")
+    monkeypatch.setattr(packages, "installed_version", lambda name: "0.10.0")
     check_liger("train.liger_kernels", has_cuda=True)

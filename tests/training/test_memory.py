@@ -49,6 +49,20 @@ def test_heap_keeps_gaps_and_uses_them_for_what_fits():
     assert heap.held == held  # gaps joined their neighbours
 
 
+def test_heap_does_not_give_a_gap_to_a_tensor_of_the_same_size():
+    """As glibc's aligned_alloc, which looks for some bytes more; joined gaps serve it again."""
+    heap = Heap()
+    first, second, _last = (heap.allocate(2 * MIB) for _ in range(3))
+    held = heap.held
+    heap.free(first)
+    heap.allocate(2 * MIB)
+    assert heap.held > held
+    held = heap.held
+    heap.free(second)
+    heap.allocate(2 * MIB)  # the two gaps are one
+    assert heap.held == held
+
+
 def test_heap_gives_large_tensors_back_at_once():
     heap = Heap()
     handle = heap.allocate(64 * MIB)

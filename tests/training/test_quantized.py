@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.training.rank_driver import Case, train_on_two_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from misotune import quantization as module
+from misotune import packages
 from misotune.errors import UsageError
 from misotune.export.card import proof_lines
 from misotune.export.export import export_run
@@ -159,17 +159,14 @@ def test_checkpointing_and_chunked_cross_entropy_go_with_it(make_recipe):
 
 
 def test_a_missing_or_old_bitsandbytes_is_named_with_the_cure_before_anything_is_loaded(make_recipe, monkeypatch):
-    def missing(name):
-        raise module.PackageNotFoundError(name)
-
-    monkeypatch.setattr(module, "version", missing)
+    monkeypatch.setattr(packages, "installed_version", lambda name: None)
     cure = r"pip install 'bitsandbytes>=0.46.1'"
     with pytest.raises(UsageError, match=rf"lora.quantization 'nf4' needs .* which is not installed: {cure}"):
         prepare_run(make_recipe(lora={"quantization": "nf4"}), num_devices=1, watcher=Watcher())
-    monkeypatch.setattr(module, "version", lambda name: "0.45.5")
+    monkeypatch.setattr(packages, "installed_version", lambda name: "0.45.5")
     with pytest.raises(UsageError, match=rf"or newer, and 0.45.5 is installed: {cure}"):
         check_bitsandbytes("x")
-    monkeypatch.setattr(module, "version", lambda name: "0.100.0")
+    monkeypatch.setattr(packages, "installed_version", lambda name: "0.100.0")
     check_bitsandbytes("x")
 
 

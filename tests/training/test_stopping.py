@@ -94,8 +94,7 @@ def test_signal_before_the_first_step_says_that_nothing_was_trained(make_recipe,
         error = train_until_stopped(recipe)
     assert error.exit_code == 143
     assert str(error) == (
-        "stopped by SIGTERM before the first step: nothing was trained; "
-        f"start again: misotune train {run.recipe} --overwrite"
+        f"stopped by SIGTERM before the first step: nothing was trained; go on: misotune train {run.recipe} --resume"
     )
     stops = [json.loads(line)["text"] for line in run.events.read_text().splitlines() if '"stop"' in line]
     assert stops == [str(error)]
@@ -162,7 +161,7 @@ def test_error_after_a_signal_is_told_with_the_signal(make_recipe, monkeypatch):
     error = train_until_stopped(make_recipe(train={"save_every_steps": 1}), on_metrics=break_down)
     assert error.exit_code == 143
     assert str(error).startswith(
-        "stopped by SIGTERM while steps were trained, with ConnectionError: closed by peer; start again: "
+        "stopped by SIGTERM while steps were trained, with ConnectionError: closed by peer; go on: misotune train "
     )
 
 

@@ -4,7 +4,6 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from misotune.analysis.results import check_result_folder, write_result
 from misotune.analysis.rows import STARTER, Rows, load_rows
 from misotune.attention import check_model
 from misotune.layout import ChatTemplate
+from misotune.packages import installed_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +139,4 @@ def _compute(model: Any) -> dict[str, str]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("misotune", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            found[package] = "unknown"
-    return found
+    return found | {name: installed_version(name) or "unknown" for name in ("misotune", "torch", "transformers")}

@@ -88,7 +88,7 @@ def train(
     if machines is not None and not plan:
         flags = {"--resume": resume, "--overwrite": overwrite, "--offline": offline, "--json": as_json}
         arguments = ["train", recipe, *(overrides or []), *(flag for flag, is_set in flags.items() if is_set)]
-        launch = Launch(recipe, arguments, resume=resume, overwrite=overwrite)
+        launch = Launch(arguments, resume=resume, overwrite=overwrite)
         if hostfile is not None:
             sys.exit(launch_on_hosts(machines, hostfile, launch, console))
         launch_here(

@@ -15,7 +15,6 @@ from misotune.errors import MisotuneError, RunError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from misotune.recipe.schema import Recipe
-    from misotune.runs import RunFolder
     from misotune.training.prepared import Watcher
     from misotune.training.ranks.launch import Machines
     from misotune.training.ranks.outcome import Outcome
@@ -46,13 +45,11 @@ class Launch:
     """What a parent hands to its ranks.
 
     Attributes:
-        recipe_name: The recipe as the user named it.
         arguments: What each rank is called with, after `misotune`.
         resume: Whether the run goes on.
         overwrite: Whether an earlier run is deleted.
     """
 
-    recipe_name: str
     arguments: Sequence[str]
     resume: bool
     overwrite: bool
@@ -138,7 +135,7 @@ def launch_here(
     Raises:
         MisotuneError: What ended the run, in one line, with the exit code of the ranks.
     """
-    from misotune.runs import RunFolder
+    from misotune.runs import SAME_COMMAND, RunFolder
     from misotune.training.ranks.hosts import follow_stdin
     from misotune.training.ranks.launch import LOOPBACK
     from misotune.training.ranks.nodes import NodeLink
@@ -153,6 +150,7 @@ def launch_here(
     failed_elsewhere = follow_stdin() if options.signals_from_stdin else None
     run = RunFolder(Path(recipe.output.runs_dir) / recipe.name)
     store = link = None
+    earlier = _when_written(run.recipe)
     tokens = _tokens_for_ranks()
     try:
         with StopSignals(run, is_resumed=launch.resume):
@@ -179,7 +177,8 @@ def launch_here(
             port=store.port if store is not None else machines.port,
             link=link,
             announce=lambda line: console.print(f"starting: {line}", style="dim"),
-            go_on=lambda: _go_on(run, launch.recipe_name),
+            # An earlier run's folder, which --overwrite would have deleted, is none to go on with.
+            go_on=lambda: run.next_command() if launch.resume or _when_written(run.recipe) != earlier else SAME_COMMAND,
         )
     except MisotuneError as error:
         if link is not None:
@@ -210,12 +209,11 @@ def _tokens_for_ranks() -> "TemporaryDirectory[str] | None":
     return folder
 
 
-def _go_on(run: "RunFolder", recipe_name: str) -> str:
-    from misotune.training.saving.checkpoints import list_checkpoints
-
-    if list_checkpoints(run.checkpoints):
-        return f"go on: misotune train {run.recipe} --resume"
-    return f"start again: misotune train {recipe_name}{' --overwrite' if run.recipe.is_file() else ''}"
+def _when_written(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _as_error(outcome: "Outcome", console: Console) -> MisotuneError:

@@ -11,6 +11,7 @@ from typing import IO, Any
 from misotune.data.account import DroppedRow
 from misotune.data.card import dataset_card
 from misotune.errors import UsageError
+from misotune.packages import installed_version
 from misotune.samples import Sample
 from misotune.storage import recover_folder, replace_folder, sha256_of
 
@@ -120,20 +121,14 @@ class DatasetWriter:
         Args:
             manifest: Everything but `format`, `misotune`, `rows` and `data_sha256`, which are added here.
         """
-        from importlib.metadata import PackageNotFoundError, version
-
         self._flush()
         self._writer.close()
         self._writer = None
         for file in self._line_files.values():
             file.close()
-        try:
-            misotune_version = version("misotune")
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            misotune_version = "unknown"
         whole = {
             "format": FORMAT,
-            "misotune": misotune_version,
+            "misotune": installed_version("misotune") or "unknown",
             **manifest,
             "rows": self.num_rows,
             "data_sha256": sha256_of(self._partial / DATA_FILE),

@@ -1,6 +1,5 @@
 """Evaluates a model, or responses made elsewhere, on one task: `misotune eval` as two functions."""
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from misotune.evaluation.responses import read_responses
 from misotune.evaluation.results import check_result_folder, write_result
 from misotune.evaluation.scoring import ScoredSample, Scores, figures_of, score_responses, scores_by_type
 from misotune.evaluation.tasks import Task, load_task
+from misotune.packages import installed_version
 from misotune.verifiers import SEED
 
 if TYPE_CHECKING:
@@ -151,11 +151,4 @@ def _finish(
 
 
 def _versions() -> dict[str, str]:
-    return {package: _version(package) for package in _PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"  # run from a source tree
+    return {package: installed_version(package) or "unknown" for package in _PACKAGES}

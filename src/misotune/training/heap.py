@@ -13,12 +13,15 @@ from itertools import count
 _MAPPED_FROM = 32 * 2**20
 # The heap's end is given back when more than this is free there (M_TRIM_THRESHOLD: twice the mmap threshold).
 _TRIMMED_FROM = 2 * _MAPPED_FROM
-# torch aligns tensors to 64 bytes; glibc adds its own header.
-_ALIGNMENT = 64
-# By how much more the real heap grows than this one: a fifth in the runs of benchmarks/memory.py. For an aligned tensor
-# glibc looks for 96 bytes more than it needs and cuts off the ends; where small objects settle in these, a gap neither
-# fits the next tensor of its size nor joins its neighbour.
-_PINNED = 0.2
+# glibc's pieces are multiples of 16 bytes, with a header.
+_UNIT = 16
+# torch aligns tensors to 64 bytes. For that glibc looks for so many bytes more than it needs and cuts off the ends: a
+# gap does not fit the next tensor of its size.
+_FOR_ALIGNMENT = 96
+# In the ends that were cut off small objects settle, autograd's nodes for one, and keep the gaps on both sides apart.
+# How often, and by how much more the real heap grows than this one, is fitted to the runs of benchmarks/memory.py.
+_SETTLED, _SETTLED_EVERY = 64, 15
+_GROWTH = 0.25
 
 
 class Heap:
@@ -31,33 +34,34 @@ class Heap:
         self._by_size: list[tuple[int, int]] = []  # gaps as (size, address), sorted
         self._gaps: dict[int, int] = {}  # address: size
         self._gap_ends: dict[int, int] = {}  # end: address
-        self._handles = count()
+        self._handles = count(1)
 
     @property
     def held(self) -> int:
         """Bytes that the process holds, used or not."""
-        return int(self._end * (1 + _PINNED)) + self._mapped
+        return int(self._end * (1 + _GROWTH)) + self._mapped
 
     def allocate(self, size: int) -> int:
         """Takes memory, and returns a handle by which it is freed."""
-        size = -(-(size + _ALIGNMENT) // _ALIGNMENT) * _ALIGNMENT
+        size = -(-(size + _UNIT) // _UNIT) * _UNIT
         handle = next(self._handles)
         if size >= _MAPPED_FROM:
             self._mapped += size
             self._places[handle] = (-1, size)
             return handle
-        best = bisect_left(self._by_size, (size, -1))
+        settled = 0 if handle % _SETTLED_EVERY else _SETTLED
+        best = bisect_left(self._by_size, (size + _FOR_ALIGNMENT, -1))
         if best < len(self._by_size):
             gap, address = self._by_size[best]
             self._take_gap(address)
-            if gap > size:
-                self._add_gap(address + size, gap - size)
+            if gap > size + settled:
+                self._add_gap(address + size + settled, gap - size - settled)
         else:
             # The heap's last gap, too small as it is, is where it grows.
             address = self._gap_ends.get(self._end, self._end)
             if address < self._end:
                 self._take_gap(address)
-            self._end = address + size
+            self._end = address + size + settled
         self._places[handle] = (address, size)
         return handle
 

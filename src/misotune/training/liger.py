@@ -1,14 +1,13 @@
 """The one file that knows Liger's kernels (package liger-kernel, CUDA)."""
 
-import re
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from misotune.errors import RunError, UsageError
+from misotune.packages import require_package
 
 # Before it, the fused loss of single tokens (reduction "none") had a wrong gradient of the weight.
 MIN_VERSION = "0.8.5"
@@ -32,20 +31,7 @@ def check_liger(what: str, *, has_cuda: bool) -> None:
     """
     if not has_cuda:
         raise UsageError(f"{what} needs a CUDA device, and there is none here")
-    try:
-        found = version("liger-kernel")
-    except PackageNotFoundError:
-        found = None
-    if found is None or _numbers(found) < _numbers(MIN_VERSION):
-        has = "which is not installed" if found is None else f"and {found} is installed"
-        raise UsageError(
-            f"{what} needs the package liger-kernel {MIN_VERSION} or newer, {has}: "
-            f"pip install 'liger-kernel>={MIN_VERSION}'"
-        )
-
-
-def _numbers(of_version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", of_version)[:3]]
+    require_package(what, "liger-kernel", MIN_VERSION)
 
 
 def patch_with_liger(model: Any) -> None:

@@ -172,6 +172,7 @@ def _train(
         run.environment.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         if watcher.on_plan:
             watcher.on_plan(prepared.plan)
+    signals.own_folder()
     watch = stack.enter_context(
         RunWatch(
             run,

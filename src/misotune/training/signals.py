@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from misotune.errors import MisotuneError, StoppedError
-from misotune.runs import RunFolder
+from misotune.runs import SAME_COMMAND, RunFolder
 from misotune.training.ranks.launch import is_main_process
 from misotune.training.ranks.starting import SAME_SIGNAL_S
 from misotune.training.saving.checkpoints import list_checkpoints
@@ -47,7 +47,7 @@ class StopSignals:
 
     Args:
         run: The run folder.
-        is_resumed: Whether the run goes on from a checkpoint of its own.
+        is_resumed: Whether the run folder is this run's already.
         on_message: Called with a sentence that the user should see; from the listening thread.
 
     Raises:
@@ -58,7 +58,7 @@ class StopSignals:
         self, run: RunFolder, *, is_resumed: bool = False, on_message: Callable[[str], None] | None = None
     ) -> None:
         self.run = run
-        self.is_resumed = is_resumed
+        self.is_resumed = self.has_folder = is_resumed
         self.phase = Phase.STARTING
         self.number = 0
         self._on_message = on_message if is_main_process() else None
@@ -118,16 +118,16 @@ class StopSignals:
 
     def next_command(self) -> str:
         """Returns what the user does next."""
-        if list_checkpoints(self.run.checkpoints):
-            return f"go on: misotune train {self.run.recipe} --resume"
-        if self.run.recipe.is_file():
-            return f"start again: misotune train {self.run.recipe} --overwrite"
-        return "start again with the same command"
+        # Before the folder is this run's, it may be that of an earlier one that --overwrite would delete.
+        return self.run.next_command() if self.has_folder else SAME_COMMAND
+
+    def own_folder(self) -> None:
+        """Says that the run folder is this run's from here on."""
+        self.has_folder = True
 
     def _nothing_trained(self) -> str:
-        since = " since the last checkpoint" if self.is_resumed else ""
-        step = self.next_command() if self.is_resumed or not list_checkpoints(self.run.checkpoints) else "start again"
-        return f"stopped by {self.name} before the first step: nothing was trained{since}; {step}"
+        since = " since the last checkpoint" if self.is_resumed and list_checkpoints(self.run.checkpoints) else ""
+        return f"stopped by {self.name} before the first step: nothing was trained{since}; {self.next_command()}"
 
     def _stopped(self, message: str) -> StoppedError:
         if not has_recorded_stop(self.run):  # by what was left before

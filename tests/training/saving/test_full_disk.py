@@ -88,7 +88,9 @@ def test_full_disk_is_noticed_before_the_first_step(make_recipe, small_disk):
         on_plan=lambda plan: fill(small_disk, 290_000),  # by now the plan has found room
         on_metrics=lambda metrics: steps.append(metrics.step),
     )
-    with pytest.raises(RunError, match=r"the trial checkpoint could not be saved: .* start again with --overwrite"):
+    with pytest.raises(
+        RunError, match=r"the trial checkpoint could not be saved: .* go on: misotune train RECIPE --resume"
+    ):
         train(recipe, "name: test\n", watcher=watcher)
     assert not steps
     assert list((Path(recipe.output.runs_dir) / "run" / "checkpoints").iterdir()) == []

@@ -68,7 +68,7 @@ def test_generation_config_that_cannot_be_saved_is_found_before_the_first_step(m
     assert not steps
     assert message == (
         "the trial checkpoint could not be saved: ValueError: GenerationConfig is invalid: `temperature` is set to "
-        "0.9. There is no earlier checkpoint; start again with --overwrite once that is cured"
+        "0.9. There is no earlier checkpoint; once that is cured, go on: misotune train RECIPE --resume"
     )
 
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.cuda import nccl
 
+from misotune.packages import installed_version
 from misotune.training.ranks.store import this_place
 
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "deepspeed")
@@ -193,14 +193,10 @@ def _shared_gpus(reports: Sequence[RankReport]) -> list[str]:
 
 def _versions(device: str) -> dict[str, str]:
     found = {
-        "misotune": version("misotune"),
+        "misotune": installed_version("misotune") or "a source tree",
         "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
     }
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+    found |= {package: installed_version(package) or "not installed" for package in _PACKAGES}
     if device == "cuda":
         found["CUDA"] = str(torch.version.cuda)
         found["NCCL"] = ".".join(map(str, nccl.version()))

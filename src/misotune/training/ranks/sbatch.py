@@ -106,10 +106,8 @@ trap 'signalled=1' TERM INT
 "${misotune[@]}" --plan --nnodes @NODES@ --nproc @GPUS@ || exit
 
 how=()
-if compgen -G "$run/checkpoints/step-*/" > /dev/null; then
-    how=(--resume)
-elif [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
-    how=(--overwrite)  # the start before this one saved nothing
+if [ -e "$run/recipe.yaml" ]; then
+    how=(--resume)  # from the last checkpoint, or from step 0 where nothing was saved
 fi
 
 srun --kill-on-bad-exit=1 --wait=60 "${misotune[@]}" ${how[@]+"${how[@]}"}

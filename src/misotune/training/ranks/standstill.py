@@ -83,9 +83,6 @@ def _minutes(seconds: float) -> str:
 
 def _next_command(run: RunFolder) -> str:
     try:
-        has_checkpoint = within(_DISK_S, lambda: any(run.checkpoints.glob("step-*")))
+        return within(_DISK_S, run.next_command)
     except (OSError, TimeoutError):
         return "its folder cannot be read either"
-    if has_checkpoint:
-        return f"go on: misotune train {run.recipe} --resume"
-    return f"nothing was saved yet, start again: misotune train {run.recipe} --overwrite"

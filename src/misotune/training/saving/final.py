@@ -1,11 +1,14 @@
 """The end of a run: the trained model in `final/`, and the probe by which `export` proves it."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from misotune.attention import MisoArguments
 from misotune.layout import EncodedSample, RowLayout, build_row
@@ -60,25 +63,76 @@ def _probe(trainer: MisoTrainer, sample: EncodedSample) -> tuple[dict[str, torch
     model and its base drowns in rounding. Only DeepSpeed's engine, which may hold the weights in pieces,
     computes in its own format. Quantised weights are written out layer by layer, as the export merges into them.
     """
+    row = build_row([replace(sample, inputs=sample.inputs[:1])])
+    ids = row.input_ids[:, :PROBE_TOKENS].to(trainer.args.device)
     if _has_master_weights(trainer):
         model: Any = trainer.model_wrapped
         dtype = "bfloat16" if trainer.args.bf16 else "float32"
+        logits = _last_logits(model, ids)
     else:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        _store_weights(model, torch.float32)
         dtype = "float32"
-    row = build_row([replace(sample, inputs=sample.inputs[:1])])
-    ids = row.input_ids[:, :PROBE_TOKENS].to(trainer.args.device)
+        logits = last_logits_in_float32(model, ids)
+    return {"input_ids": ids[0].cpu(), "logits": logits.float().cpu()}, dtype
+
+
+def last_logits_in_float32(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Returns the last logits of one sequence by the model's weights in float32.
+
+    Args:
+        model: Its forward takes `miso`.
+        ids: Token ids, `(1, tokens)`.
+
+    Returns:
+        `(min(tokens, PROBE_LOGITS), vocabulary)`.
+    """
+    try:
+        with _widened_by_layer(model):
+            return _last_logits(model, ids)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a layer computes by another one's weights (DBRX's experts), and the two differ in format
+        _store_weights(model, torch.float32)
+        return _last_logits(model, ids)
+
+
+def _last_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     model.eval()
     with torch.no_grad(), exact_products(model):
-        logits = model(
+        return model(
             input_ids=ids,
             position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
             miso=MisoArguments(RowLayout.from_lengths([([ids.shape[1] - 1], 1)])),
             logits_to_keep=PROBE_LOGITS,
             use_cache=False,
         ).logits[0]
-    return {"input_ids": ids[0].cpu(), "logits": logits.float().cpu()}, dtype
+
+
+@contextmanager
+def _widened_by_layer(model: Any) -> Iterator[None]:
+    """Makes each layer compute by its weights in float32, which are there only meanwhile.
+
+    The whole model in float32 may need more memory than all of the training did: twice a frozen bfloat16 base model.
+    """
+    stored: dict[nn.Module, list[tuple[nn.Parameter, torch.Tensor]]] = {}
+
+    def widen(module: nn.Module, _arguments: Any) -> None:
+        # A quantised weight is what it is.
+        weights = [weight for weight in module.parameters(recurse=False) if weight.is_floating_point()]
+        stored[module] = [(weight, weight.data) for weight in weights]
+        for weight in weights:
+            weight.data = weight.data.float()
+
+    def restore(module: nn.Module, _arguments: Any, _result: Any) -> None:
+        for weight, narrow in stored.pop(module, []):
+            weight.data = narrow
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                hooks.callback(module.register_forward_pre_hook(widen).remove)
+                hooks.callback(module.register_forward_hook(restore, always_call=True).remove)
+        yield
 
 
 def _has_master_weights(trainer: MisoTrainer) -> bool:

@@ -55,6 +55,7 @@ def find_checkpoint(
     if checkpoint is None:
         raise UsageError(
             f"{run.path} has no whole checkpoint to resume from{': ' if skipped else ''}{'; '.join(skipped)}"
+            f"{'; --overwrite starts the run anew' if skipped else ''}"
         )
     if on_message:
         for line in [*removed, *skipped, f"resuming from {checkpoint}"]:

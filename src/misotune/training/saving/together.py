@@ -154,9 +154,8 @@ def _how_to_go_on(written: Path, lacking: int | None) -> str:
         room = f"It needs {in_gib(lacking)}; {in_gib(free_bytes(written))} are free in {written.parent}. "
         cure = "once there is room (train.keep_checkpoints=1 keeps fewer)"
     checkpoints = list_checkpoints(written.parent) or list_checkpoints(written.parent / "checkpoints")
-    if not checkpoints:
-        return f"{room}There is no earlier checkpoint; start again with --overwrite {cure}"
-    return f"{room}{checkpoints[-1].name} is whole; {cure}, go on: misotune train RECIPE --resume"
+    there = f"{checkpoints[-1].name} is whole" if checkpoints else "There is no earlier checkpoint"
+    return f"{room}{there}; {cure}, go on: misotune train RECIPE --resume"
 
 
 def _reason(error: Exception, folder: Path) -> str:
