@@ -14,7 +14,8 @@ autocast (or --precision fp32), AdamW, no gradient checkpointing, and the loss o
     pairs        misotune, mode flat: one sample for each pair of an input with the output
 
 The first step of each run warms up and is not counted. `same` is the largest relative difference between the losses of
-`sft` and `trl`, step by step: that both did the same work. Tokens are those of the rows, inputs and outputs together.
+`sft` and `trl`, step by step: that both did the same work. Tokens are those of the rows, inputs and outputs together;
+`epoch_s` is the time for all rows once, from all their tokens and the speed.
 """
 
 import argparse
@@ -79,6 +80,7 @@ def run_misotune(options, mode: str) -> dict:
         "seconds": [round(b - a, 3) for a, b in zip([0.0, *ends], ends, strict=False)],
         "tokens": [count.tokens for count in counts],
         "trained_tokens": [count.trained_tokens for count in counts],
+        "epoch_tokens": sum(batches.schedule.lengths),
         "micro_batches": batches.schedule.accumulation,
         "losses": [line.loss for line in lines],
         "peak_gib": lines[-1].peak_memory_gib,
@@ -217,6 +219,7 @@ def summary(results: list[dict]) -> dict:
         "tokens": sum(first["tokens"][1:]),
         "trained_tokens": sum(first["trained_tokens"][1:]),
         "micro_batches": first["micro_batches"],
+        **{key: first[key] for key in ("epoch_tokens",) if key in first},
         "tokens_per_s_of_rounds": [round(speed, 1) for speed in speeds],
     }
 
@@ -277,10 +280,10 @@ def main() -> None:
         if {one, other} <= figures.keys():
             ratio = figures[one]["tokens_per_s"] / figures[other]["tokens_per_s"]
             record[f"{one}_by_{other}"] = round(ratio, 3)
-    if {"para", "pairs"} <= figures.keys():
-        # Of the same response tokens, since the pairs repeat the output.
-        seconds = [figures[n]["tokens"] / figures[n]["tokens_per_s"] / figures[n]["steps"] for n in ("para", "pairs")]
-        record["seconds_of_a_step"] = dict(zip(("para", "pairs"), (round(s, 2) for s in seconds), strict=True))
+    if {"para", "pairs"} <= figures.keys():  # the pairs repeat the output, and so train more tokens for the same rows
+        epochs = [figures[name]["epoch_tokens"] / figures[name]["tokens_per_s"] for name in ("para", "pairs")]
+        record["epoch_s"] = dict(zip(("para", "pairs"), (round(s, 1) for s in epochs), strict=True))
+        record["epoch_of_pairs_by_para"] = round(epochs[1] / epochs[0], 3)
     text = json.dumps(record)
     print(text)
     if options.out:
