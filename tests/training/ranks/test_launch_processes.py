@@ -87,7 +87,7 @@ def test_a_signal_to_the_parent_stops_the_ranks_in_order_and_is_told_once(comman
 
 
 def test_a_killed_rank_ends_the_others_and_is_named(command):
-    arguments, _ = command(train=LONG)
+    arguments, folder = command(train=LONG)
     with training(arguments) as (parent, ranks):
         begun = time.monotonic()
         by_rank = {process.environ()["RANK"]: process for process in ranks}
@@ -98,9 +98,9 @@ def test_a_killed_rank_ends_the_others_and_is_named(command):
         assert not psutil.wait_procs(ranks, timeout=5)[1]
     last = said.strip().splitlines()[-1]
     assert last.startswith(f"error: rank 1 (process {by_rank['1'].pid}) was killed by SIGKILL")
-    # What the other rank met is a consequence; `start again` is what there is to do without a checkpoint.
+    # What the other rank met is a consequence; without a checkpoint --resume starts at step 0.
     assert "Traceback" not in said
-    assert "the other ranks were ended; start again: misotune train" in last
+    assert f"the other ranks were ended; go on: misotune train {folder.recipe} --resume" in last
 
 
 def test_a_killed_parent_takes_its_ranks_with_it(command):
