@@ -187,8 +187,9 @@ def test_quantised_weights_are_not_divided(engine_of):
         engine_of({"zero_optimization": {"stage": 3}}, is_quantized=True)
 
 
-def test_missing_file_is_named_before_the_model_is_loaded(make_recipe, tmp_path):
+def test_missing_file_is_named_before_tokens_are_made(make_recipe, tmp_path, monkeypatch):
     path = tmp_path / "none.json"
+    monkeypatch.setattr("misotune.training.prepared.read_corpus", lambda *_, **__: pytest.fail("tokens were made"))
     with pytest.raises(UsageError, match=re.escape(f"deepspeed.config: {path} is not there")):
         prepare_run(make_recipe(deepspeed={"config": str(path)}), num_devices=2, watcher=Watcher())
 

@@ -15,7 +15,7 @@ from misotune.training.batches import MicroBatches
 from misotune.training.building import build_model, chunking_of, model_plan, model_source
 from misotune.training.corpus import Corpus, read_corpus
 from misotune.training.cross_entropy import CrossEntropy, Kind, choose_cross_entropy
-from misotune.training.deepspeed_file import Decided
+from misotune.training.deepspeed_file import Decided, read_deepspeed_file
 from misotune.training.engine import Engine, choose_engine
 from misotune.training.liger import check_liger
 from misotune.training.model import (
@@ -74,6 +74,8 @@ def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> Prepar
             f"data.path: {recipe.data.path} is not there; make it with misotune prepare, or set data.path=PATH"
         )
     check_trackers(recipe.train.report_to)
+    if recipe.deepspeed and recipe.deepspeed.config is not None:
+        read_deepspeed_file(Path(recipe.deepspeed.config))  # what is wrong with it is said before tokens are made
     source = model_source(recipe)
     config = load_config(source, recipe.data.max_length)
     kernel = choose_kernel(config, recipe.miso.kernel, is_bf16=recipe.train.precision == "bf16")
