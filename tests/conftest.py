@@ -53,7 +53,7 @@ def no_punkt(monkeypatch):
 @pytest.fixture(scope="session")
 def ifeval_prompts(shared_data):
     """IFEval's 541 prompts."""
-    from misotune.evaluation.prompts import prompts_from_rows, read_jsonl
+    from misotune.evaluation.constrained import prompts_from_rows, read_jsonl
 
     return prompts_from_rows(read_jsonl(shared_data / "ifeval" / "input_data.jsonl"))
 

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from misotune.errors import DataError, RunError
-from misotune.evaluation.prompts import ConstrainedPrompt, read_jsonl
+from misotune.evaluation.constrained import ConstrainedPrompt, read_jsonl
 from misotune.verifiers import (
     PUNKT_TYPES,
     Verdicts,

@@ -43,7 +43,7 @@ _DRAW_SEEDS = range(16)
 
 
 class Verifiable(Protocol):
-    """A prompt with its constraints, in IFEval's terms; `evaluation.prompts.ConstrainedPrompt` is one."""
+    """A prompt with its constraints, in IFEval's terms; `evaluation.constrained.ConstrainedPrompt` is one."""
 
     @property
     def prompt(self) -> str:

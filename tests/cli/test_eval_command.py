@@ -1,12 +1,14 @@
 import json
 import os
+from contextlib import contextmanager
 
 import pytest
 import typer
+from tests.chat_server import ChatServer, Fault, question_of
 from typer.testing import CliRunner
 
 from misotune.cli.eval import evaluate
-from misotune.errors import RunError, UsageError
+from misotune.errors import DataError, RunError, UsageError
 
 ROW = {"key": 1, "prompt": "Hello", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 
@@ -56,10 +58,53 @@ def test_json_is_all_that_stands_on_standard_output(misotune_eval):
     assert content["results"][0]["folder"] == "o"
 
 
-def test_flatten_says_that_the_flattened_set_was_not_scored(misotune_eval):
-    result = misotune_eval("ifeval", "--flatten", "--data", "data.jsonl", "--responses", "responses.jsonl")
-    assert result.exit_code == 0
-    assert "note: IFEval-Flatten is not part of this version of misotune: it was not scored" in result.stdout
+def test_flatten_scores_ifeval_and_every_constraint_of_it_alone(misotune_eval, tiny_model_dir, shared_data, punkt):
+    data = shared_data / "ifeval" / "input_data.jsonl"
+    result = misotune_eval(
+        "ifeval", "--flatten", "--data", data, "--model", tiny_model_dir, "--limit", 2, "--max-new-tokens", 2,
+        "--out", "both", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    both = json.loads(result.stdout)["results"]
+    assert [(scores["task"], scores["num_prompts"]) for scores in both] == [("ifeval", 2), ("ifeval-flatten", 4)]
+    assert {scores["counts"]["instructions"] for scores in both} == {4}
+
+
+def test_flatten_refuses_prompts_that_are_not_ifevals(misotune_eval):
+    with pytest.raises(DataError, match=r"data.jsonl line 1: IFEval has no key 1;"):
+        misotune_eval("ifeval", "--flatten", "--data", "data.jsonl", "--responses", "responses.jsonl")
+
+
+def test_a_needle_is_asked_for_and_drawn(misotune_eval, tiny_model_dir, tmp_path):
+    (tmp_path / "essays.txt").write_text("Plain words stand here. " * 200)
+    result = misotune_eval(
+        "needle", "--data", "essays.txt", "--model", tiny_model_dir, "--needle-lengths", 2, "--needle-depths", 2,
+        "--needle-max-length", 600, "--max-new-tokens", 2, "--out", "o",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "needle by depth" in result.stdout
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {
+        "scores.json", "samples.jsonl", "needle.svg", "needle.png",
+    }  # fmt: skip
+
+
+def test_a_reading_task_is_scored_out_of_responses(misotune_eval, tmp_path):
+    rows = [{"id": "a", "context": "Rain fell.", "question": "What fell?", "answer": "rain"}]
+    (tmp_path / "drop.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "said.jsonl").write_text('{"key": "a", "response": "The rain."}\n')
+    result = misotune_eval("drop", "--data", "drop.jsonl", "--responses", "said.jsonl", "--json")
+    assert json.loads(result.stdout)["results"][0]["figures"] == {"contains": 1.0, "contains_words": 1.0}
+
+
+def test_a_result_is_compared_with_an_earlier_one(misotune_eval, tmp_path):
+    (tmp_path / "worse.jsonl").write_text('{"key": 1, "response": "a, b"}\n{"key": 2, "response": "a, b"}\n')
+    misotune_eval("ifeval", "--data", "data.jsonl", "--responses", "worse.jsonl", "--out", "worse")
+    result = misotune_eval(
+        "ifeval", "--data", "data.jsonl", "--responses", "responses.jsonl", "--out", "new", "--compare", "worse"
+    )
+    assert result.exit_code == 0, result.output
+    assert "within the noise" in result.stdout
+    assert "+50.0" in result.stdout
 
 
 def test_without_a_model_the_newest_finished_run_is_taken_and_named(misotune_eval, tiny_model_dir, tmp_path):
@@ -84,6 +129,10 @@ def test_help_names_every_option(misotune_eval):
         "--flatten",
         "--json",
         "--offline",
+        "--fresh",
+        "--endpoint",
+        "--api-key-env",
+        "--concurrency",
     ):
         assert option in result.stdout
 
@@ -95,11 +144,25 @@ def test_help_names_every_option(misotune_eval):
         (["ifeval"], "no finished run in runs/"),
         (["ifeval", "ifeval"], "a task is named twice"),
         (["starter", "--flatten"], "--flatten belongs to the task ifeval"),
+        (["starter", "--judge-model", "m"], "only the task complexbench has a judge; leave out --judge-model"),
+        (["complexbench", "--model", "m"], "needs --data: data_final.json of a clone"),
+        (["complexbench", "--model", "m", "--data", "data.jsonl"], "needs a judge: --judge-endpoint URL and"),
+        (["needle", "--responses", "responses.jsonl", "--data", "data.jsonl"], "counts lengths in the model's own tok"),
+        (["ifeval", "--language", "fr"], "--language fr: ComplexBench has zh and en"),
         (["ifeval", "starter", "--data", "data.jsonl"], "--data belongs to one task"),
         (["ifeval", "--data", "nowhere.jsonl"], "--data nowhere.jsonl: no such file"),
         (["ifeval", "--responses", "responses.jsonl", "--model", "m"], "leave out --model"),
         (["ifeval", "--responses", "responses.jsonl", "--batch-size", "2"], "leave out --batch-size"),
         (["ifeval", "--data", "data.jsonl", "--model", "./nowhere"], "./nowhere: no such folder"),
+        (["ifeval", "--responses", "responses.jsonl", "--fresh"], "leave out --fresh"),
+        (["ifeval", "--responses", "responses.jsonl", "--endpoint", "http://h"], "leave out --endpoint"),
+        (["ifeval", "--endpoint", "http://h"], "--endpoint URL needs --model NAME"),
+        (["ifeval", "--endpoint", "h:1", "--model", "m"], "'h:1' is no http address"),
+        (["ifeval", "--endpoint", "http://h", "--model", "m", "--dtype", "float32"], "server .* leave out --dtype"),
+        (["ifeval", "--endpoint", "http://h", "--model", "m", "--batch-size", "2"], "leave out --batch-size"),
+        (["ifeval", "--endpoint", "http://h", "--model", "m", "--api-key-env", "NO_SUCH"], "NO_SUCH holds no API key"),
+        (["ifeval", "--model", "m", "--concurrency", "2"], "only --endpoint URL .* leave out --concurrency"),
+        (["ifeval", "--model", "m", "--api-key-env", "KEY"], "only --endpoint URL .* leave out --api-key-env"),
     ],
 )
 def test_a_wrong_command_is_refused_before_anything_starts(misotune_eval, arguments, message):
@@ -113,3 +176,78 @@ def test_a_bad_row_stops_the_command_with_its_line(misotune_eval, tmp_path):
         file.write('{"key": 3}\n')
     with pytest.raises(RunError, match=r"data\.jsonl line 3: no field 'prompt'"):
         misotune_eval("ifeval", "--data", "data.jsonl", "--responses", "responses.jsonl")
+
+
+def test_a_model_on_a_server_is_evaluated_and_a_server_that_died_costs_nothing_that_was_there(misotune_eval, tmp_path):
+    def dying(request):
+        if question_of(request) == "x":
+            raise Fault(429)
+        return "Rain."
+
+    arguments = ["ifeval", "--data", "data.jsonl", "--model", "small", "--concurrency", 1, "--endpoint"]
+    with patch_retries(0), ChatServer(dying) as server, pytest.raises(RunError, match="1 answers are kept"):
+        misotune_eval(*arguments, server.url)
+    with ChatServer(lambda request: "Rain.") as server:
+        result = misotune_eval(*arguments, server.url)
+    assert "ifeval: 1 of 2 responses kept from the interrupted evaluation" in result.stderr
+    assert f"s at {server.url}/v1, 1 requests at a time; 1 responses kept from the" in result.stdout
+    assert len(server.requests) == 1
+    scores = json.loads((tmp_path / "scores" / "small" / "ifeval" / "scores.json").read_text())
+    assert (scores["settings"]["backend"], scores["generation"]["num_kept"]) == ("endpoint", 1)
+    assert os.listdir(tmp_path / "scores" / "small") == ["ifeval"]
+
+
+@contextmanager
+def patch_retries(number):
+    from misotune.evaluation.backends.endpoint import EndpointBackend
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EndpointBackend.__init__.__kwdefaults__, "retries", number)
+        yield
+
+
+def interrupt_at(number):
+    """A progress callback that presses Ctrl-C."""
+
+    @contextmanager
+    def progress(task, num_prompts, console):
+        def report(now):
+            if now.num_done >= number:
+                raise KeyboardInterrupt
+
+        yield report
+
+    return progress
+
+
+def test_ctrl_c_keeps_the_responses_of_all_tasks_and_fresh_forgets_them(misotune_eval, tiny_model_dir, monkeypatch):
+    arguments = ["ifeval", "--data", "data.jsonl", "--model", tiny_model_dir, "--max-new-tokens", 3, "--batch-size", 1]
+    for expected, extra in ((1, []), (None, ["--fresh"])):
+        with monkeypatch.context() as patch:
+            patch.setattr("misotune.cli.eval.generation_progress", interrupt_at(1))
+            # click turns Ctrl-C into an exit of its own
+            interrupted = misotune_eval(*arguments)
+        assert interrupted.exit_code != 0
+        assert "ifeval: responses so far are kept; the same command goes on from there" in interrupted.stderr
+        result = misotune_eval(*arguments, *extra)
+        assert ("1 of 2 responses kept" in result.stderr) == (expected == 1)
+        assert ("1 responses kept from the interrupted" in result.stdout) == (expected == 1)
+
+
+def test_a_task_that_was_whole_before_the_interruption_is_not_generated_again(
+    misotune_eval, tiny_model_dir, monkeypatch
+):
+    arguments = ["starter", "ifeval", "--limit", 2, "--model", tiny_model_dir, "--max-new-tokens", 3]
+    rows = [("a", ROW), ("b", {**ROW, "key": 2, "prompt": "x"})]
+    monkeypatch.setattr("misotune.evaluation.tasks._hub_rows", lambda: rows)
+
+    def progress(task, num_prompts, console):
+        return interrupt_at(1 if task == "ifeval" else 9)(task, num_prompts, console)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("misotune.cli.eval.generation_progress", progress)
+        misotune_eval(*arguments)
+    result = misotune_eval(*arguments)
+    assert "starter: 2 of 2 responses kept" in result.stderr
+    assert "ifeval: 1 of 2 responses kept" in result.stderr or "ifeval: 2 of 2 responses kept" in result.stderr
+    assert "kept" not in misotune_eval(*arguments).stderr

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from misotune.evaluation.prompts import prompts_from_rows
+from misotune.evaluation.constrained import prompts_from_rows
 from misotune.verifiers import ensure_verifiers, verify
 
 FOLDER = files("misotune.data.starter")

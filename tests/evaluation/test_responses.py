@@ -3,7 +3,7 @@ import json
 import pytest
 
 from misotune.errors import DataError
-from misotune.evaluation.prompts import ConstrainedPrompt
+from misotune.evaluation.constrained import ConstrainedPrompt
 from misotune.evaluation.responses import read_responses
 
 PROMPTS = tuple(

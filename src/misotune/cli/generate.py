@@ -117,7 +117,7 @@ def _generate(
 
     from misotune.decoding.generation import generate
     from misotune.decoding.streaming import TextCallback
-    from misotune.evaluation.generation import load_chat_model
+    from misotune.evaluation.backends.chat_model import load_chat_model
 
     loaded = load_chat_model(source.path, dtype=dtype)
     if seed is not None:

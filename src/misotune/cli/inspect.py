@@ -100,7 +100,7 @@ def _check_data(data: Path | None) -> None:
 def _load(path: str, dtype: str | None) -> tuple[Any, Any]:
     import torch
 
-    from misotune.evaluation.generation import load_chat_model
+    from misotune.evaluation.backends.chat_model import load_chat_model
 
     loaded = load_chat_model(path, dtype=dtype or ("auto" if torch.cuda.is_available() else "float32"))
     return loaded.model, loaded.tokenizer

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from misotune.cli import compare as compare_command
 from misotune.cli import eval as eval_command
 from misotune.cli import export as export_command
 from misotune.cli import generate as generate_command
@@ -34,6 +35,7 @@ app.command("train")(train_command.train)
 app.add_typer(launch_command.app, name="launch")
 app.command("report")(report_command.report)
 app.command("eval")(eval_command.evaluate)
+app.command("compare")(compare_command.compare)
 app.command("export")(export_command.export)
 app.command("generate")(generate_command.generate)
 app.command("quickstart")(quickstart_command.quickstart)

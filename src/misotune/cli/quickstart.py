@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from misotune.evaluation.scoring import Scores
+    from misotune.evaluation.scores import Scores
     from misotune.recipe.resolved import ResolvedRecipe
     from misotune.runs import RunFolder
 
@@ -96,7 +96,7 @@ def _evaluate(model: str, out: Path | None, console: Console) -> "Scores":
         scores = evaluate_model(
             model, task, out=out, max_new_tokens=_MAX_NEW_TOKENS, batch_size=68, on_progress=on_progress
         )
-    console.print(f"strict accuracy per instruction: {100 * scores.figures.inst_level_strict_acc:.1f} %")
+    console.print(f"strict accuracy per instruction: {100 * scores.figures['inst_level_strict_acc']:.1f} %")
     return scores
 
 
@@ -135,16 +135,16 @@ def _show(results: _Results, console: Console) -> None:
             *(
                 f"{100 * value:.1f}"
                 for value in (
-                    figures.prompt_level_strict_acc,
-                    figures.inst_level_strict_acc,
-                    figures.prompt_level_loose_acc,
-                    figures.inst_level_loose_acc,
+                    figures["prompt_level_strict_acc"],
+                    figures["inst_level_strict_acc"],
+                    figures["prompt_level_loose_acc"],
+                    figures["inst_level_loose_acc"],
                 )
             ),
         )
     console.print()
     console.print(table)
-    share = results.after.figures.prompt_level_strict_acc
+    share = results.after.figures["prompt_level_strict_acc"]
     error = 100 * (share * (1 - share) / results.after.num_prompts) ** 0.5
     console.print(f"standard error of a prompt-level figure: {error:.1f} points; smaller differences say nothing\n")
     recipe = results.resolved.recipe

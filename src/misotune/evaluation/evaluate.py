@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from misotune.evaluation.models import SCORES_ROOT, ModelSource, find_model, label
-from misotune.evaluation.prompts import prompts_sha256
 from misotune.evaluation.responses import read_responses
 from misotune.evaluation.results import check_result_folder, write_result
-from misotune.evaluation.scoring import ScoredSample, Scores, figures_of, score_responses, scores_by_type
-from misotune.evaluation.tasks import Task, load_task
+from misotune.evaluation.scores import Scores
+from misotune.evaluation.task import Sample, Task, prompts_sha256
+from misotune.evaluation.tasks import TaskOptions, load_task
 from misotune.packages import installed_version
 from misotune.verifiers import SEED
 
 if TYPE_CHECKING:
-    from misotune.evaluation.generation import ChatModel, OnProgress
+    from misotune.evaluation.backends.base import Backend, OnProgress
+    from misotune.evaluation.backends.chat_model import ChatModel
 
 _PACKAGES = ("misotune", "lm-eval", "nltk", "langdetect", "transformers", "torch", "peft")
 
@@ -33,52 +34,75 @@ def evaluate_model(
     offline: bool = False,
     on_progress: "OnProgress | None" = None,
     loaded: "ChatModel | None" = None,
+    backend: "Backend | None" = None,
+    keep_responses: bool = False,
     notes: Sequence[str] = (),
 ) -> Scores:
     """Returns the scores of a model on a task, and writes the result folder.
 
+    Responses are kept beside the result folder as they come; an evaluation that was stopped, in whichever way,
+    generates only what is missing.
+
     Args:
-        model: A run folder, a folder with a model, or a hub id.
+        model: A run folder, a folder with a model, or a hub id; with `backend`, the model's name there.
         task: A task's name, or a task from `load_task`.
         out: The result folder; None for RUN/scores/TASK, or scores/MODEL/TASK where there is no run.
         limit: Only the first so many prompts, where `task` is a name; None for all.
         max_new_tokens: The longest response; None for the task's own.
-        batch_size: Prompts generated at once; None for what suits the device.
-        dtype: `auto`, `bfloat16` or `float32`.
+        batch_size: Prompts generated at once; None for 64. Not with `backend`.
+        dtype: `auto`, `bfloat16` or `float32`. Not with `backend`.
         offline: Do not use the network.
         on_progress: Called while responses are generated.
         loaded: The model, where it is in memory already.
+        backend: What answers; None for the model in this process.
+        keep_responses: Leave the kept responses there after the result is written: for a caller with more tasks to
+            evaluate, who calls `discard_responses` after the last.
         notes: Kept with the scores.
 
     Raises:
         UsageError: A name or folder is wrong.
         RunError: The prompts, the verifiers or the model cannot be used.
     """
-    source = model if isinstance(model, ModelSource) else find_model(str(model))
-    task = load_task(task, limit=limit, offline=offline) if isinstance(task, str) else task
+    source = model if isinstance(model, ModelSource) else _find_source(str(model), backend)
+    task = load_task(task, TaskOptions(limit=limit, offline=offline)) if isinstance(task, str) else task
     folder = out or source.result_folder(task.name)
     check_result_folder(folder)
 
-    from misotune.evaluation.generation import generate_responses, load_chat_model
+    from misotune.evaluation.backends.base import generate_responses
+    from misotune.evaluation.backends.response_cache import cache_path, discard_responses
 
-    chat_model = loaded or load_chat_model(source.path, dtype=dtype)
     generated = generate_responses(
-        chat_model,
-        [prompt.prompt for prompt in task.prompts],
+        backend or _hf_backend(loaded, source, dtype, batch_size),
+        [prompt.messages for prompt in task.prompts],
         max_new_tokens=max_new_tokens or task.max_new_tokens,
-        batch_size=batch_size,
+        cache=cache_path(folder),
         on_progress=on_progress,
     )
-    samples = score_responses(task.prompts, generated.responses)
-    return _finish(
+    samples = task.scoring.score(task.prompts, generated.responses)
+    scores = _finish(
         task,
         source.name,
         folder,
         samples,
-        settings=asdict(generated.settings),
+        settings={**generated.settings, **task.scoring.settings},
         generation=asdict(generated.account),
         notes=notes,
     )
+    if not keep_responses:
+        discard_responses(folder)
+    return scores
+
+
+def _find_source(model: str, backend: "Backend | None") -> ModelSource:
+    """Returns what `model` stands for here; a backend knows itself what it calls by that name."""
+    return find_model(model) if backend is None else ModelSource(model, model)
+
+
+def _hf_backend(loaded: "ChatModel | None", source: ModelSource, dtype: str, batch_size: int | None) -> "Backend":
+    from misotune.evaluation.backends.chat_model import load_chat_model
+    from misotune.evaluation.backends.hf import HfBackend
+
+    return HfBackend(loaded or load_chat_model(source.path, dtype=dtype), batch_size)
 
 
 def evaluate_responses(
@@ -102,17 +126,17 @@ def evaluate_responses(
         UsageError: A name or folder is wrong.
         RunError: The prompts, the verifiers or the responses cannot be used.
     """
-    task = load_task(task, offline=offline) if isinstance(task, str) else task
+    task = load_task(task, TaskOptions(offline=offline)) if isinstance(task, str) else task
     folder = out or SCORES_ROOT / label(responses.name.split(".")[0]) / task.name
     check_result_folder(folder)
     texts, found = read_responses(responses, task.prompts, task.all_prompts)
-    samples = score_responses(task.prompts, texts)
+    samples = task.scoring.score(task.prompts, texts)
     return _finish(
         task,
         str(responses),
         folder,
         samples,
-        settings={"responses": str(responses)},
+        settings={"responses": str(responses), **task.scoring.settings},
         generation={},
         notes=[*notes, *found],
     )
@@ -122,31 +146,32 @@ def _finish(
     task: Task,
     model: str,
     folder: Path,
-    samples: Sequence[ScoredSample],
+    samples: Sequence[Sample],
     *,
     settings: dict[str, Any],
     generation: dict[str, Any],
     notes: Sequence[str],
 ) -> Scores:
     limit = len(task.prompts) if len(task.prompts) < len(task.all_prompts) else None
+    summary = task.scoring.summarize(samples)
     scores = Scores(
         task=task.name,
         model=model,
         source=task.source,
         prompts_sha256=prompts_sha256(task.prompts),
         num_prompts=len(samples),
-        num_instructions=sum(len(sample.strict) for sample in samples),
-        figures=figures_of(samples),
-        constraint_types=scores_by_type(samples),
+        counts=summary.counts,
+        figures=summary.figures,
+        groups=summary.groups,
         settings={**settings, "limit": limit},
         generation=generation,
         seed=SEED,
         versions=_versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=(*task.notes, *notes),
+        notes=(*task.notes, *notes, *summary.notes),
         folder=folder,
     )
-    write_result(folder, scores, samples)
+    write_result(folder, task, scores, samples)
     return scores
 
 

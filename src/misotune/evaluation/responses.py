@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from misotune.errors import DataError
-from misotune.evaluation.prompts import ConstrainedPrompt, read_jsonl
+from misotune.evaluation.constrained import read_jsonl
+from misotune.evaluation.task import Prompt
 
 # Rows that may be paired by their line although their prompt is worded differently. GPT-4's published
 # responses to IFEval have one such row, with an older wording.
@@ -22,9 +23,7 @@ class _Row:
     response: str
 
 
-def read_responses(
-    path: Path, prompts: Sequence[ConstrainedPrompt], all_prompts: Sequence[ConstrainedPrompt]
-) -> tuple[list[str], list[str]]:
+def read_responses(path: Path, prompts: Sequence[Prompt], all_prompts: Sequence[Prompt]) -> tuple[list[str], list[str]]:
     """Returns the response to each of `prompts`, and notes on what was paired in an unusual way.
 
     Args:
@@ -47,7 +46,8 @@ def read_responses(
     if missing:
         named = ", ".join(f"key {p.key} ({p.where})" for p in missing[:_NUM_NAMED])
         raise DataError(f"{path}: no response to {len(missing)} of {len(prompts)} prompts, the first: {named}")
-    num_foreign = len(rows) - len(paired)
+    used = {id(row) for row in paired.values()}
+    num_foreign = sum(id(row) not in used for row in rows)
     if num_foreign:
         notes.append(f"{path}: {num_foreign} rows answer no prompt of this task and were left out")
     return [paired[prompt.key].response for prompt in prompts], notes
@@ -62,23 +62,27 @@ def _row(row: Mapping[str, Any], where: str) -> _Row:
     return _Row(where, None if key is None else str(key), prompt, response)
 
 
-def _pair(rows: Sequence[_Row], prompts: Sequence[ConstrainedPrompt]) -> dict[int | str, _Row]:
+def _pair(rows: Sequence[_Row], prompts: Sequence[Prompt]) -> dict[int | str, _Row]:
     by_key = {str(p.key): p for p in prompts}
-    by_text = {p.prompt.strip(): p for p in prompts}
+    by_text: dict[str, list[Prompt]] = {}
+    for p in prompts:
+        by_text.setdefault(p.prompt.strip(), []).append(p)
     paired: dict[int | str, _Row] = {}
     for row in rows:
-        prompt = by_key.get(row.key) if row.key is not None else by_text.get((row.prompt or "").strip())
-        if prompt is None:
-            continue
-        first = paired.setdefault(prompt.key, row)
-        if first is not row:
-            raise DataError(f"{row.where}: answers key {prompt.key}, as {first.where} does already")
+        if row.key is not None:
+            answered = [by_key[row.key]] if row.key in by_key else []
+        else:  # IFEval-Flatten has a prompt twice, whose constraint stands twice in IFEval's list
+            answered = by_text.get((row.prompt or "").strip(), [])
+        for prompt in answered:
+            first = paired.setdefault(prompt.key, row)
+            if first is not row and len(answered) == 1:
+                raise DataError(f"{row.where}: answers key {prompt.key}, as {first.where} does already")
     return paired
 
 
 def _reworded(
-    rows: Sequence[_Row], prompts: Sequence[ConstrainedPrompt], paired: Mapping[int | str, _Row]
-) -> list[tuple[ConstrainedPrompt, _Row]]:
+    rows: Sequence[_Row], prompts: Sequence[Prompt], paired: Mapping[int | str, _Row]
+) -> list[tuple[Prompt, _Row]]:
     """Returns the pairs that only their line holds together: few, and all other rows stand in order."""
     if len(rows) != len(prompts):
         return []

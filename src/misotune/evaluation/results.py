@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from misotune.errors import RunError, UsageError
-from misotune.evaluation.scoring import ScoredSample, Scores
+from misotune.evaluation.scores import Scores
+from misotune.evaluation.task import Sample, Task
 from misotune.storage import replace_folder
 
 SCORES_FILE = "scores.json"
@@ -27,7 +28,7 @@ def check_result_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: holds files that are no result of eval; name another folder with --out")
 
 
-def write_result(folder: Path, scores: Scores, samples: Sequence[ScoredSample]) -> None:
+def write_result(folder: Path, task: Task, scores: Scores, samples: Sequence[Sample]) -> None:
     """Writes a result folder, beside its place first and renamed last, so that it is whole when it is there.
 
     Raises:
@@ -43,6 +44,8 @@ def write_result(folder: Path, scores: Scores, samples: Sequence[ScoredSample]) 
             file.writelines(json.dumps(sample.to_row(), ensure_ascii=False) + "\n" for sample in samples)
         text = json.dumps(scores.to_json(), indent=2, ensure_ascii=False)
         (partial / SCORES_FILE).write_text(text + "\n", encoding="utf-8")
+        if task.draw is not None:
+            task.draw(samples, scores.model, partial)
         replace_folder(partial, folder)
     except OSError as error:
         raise RunError(f"{folder}: the result cannot be written: {error.strerror or error}") from error

@@ -200,12 +200,18 @@ def _scores(run: RunFolder) -> str:
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.scores.glob("*/scores.json"))]
     if not found:
         return "Not evaluated before the export: `misotune eval` does it."
-    head = ["task", "prompts", *_FIGURES.values()]
-    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for scores in found:
-        figures = (f"{100 * scores['figures'][key]:.2f}" for key in _FIGURES)
-        lines.append(_row([scores["task"], f"{scores['num_prompts']:,}", *figures]))
-    return "Accuracy in percent; a prompt counts when all its constraints are met.\n\n" + "\n".join(lines)
+        alike.setdefault(tuple(scores["figures"]), []).append(scores)
+    tables: list[str] = []
+    for names, group in alike.items():
+        head = ["task", "prompts", *(_FIGURES.get(name, name) for name in names)]
+        lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+        for scores in group:
+            figures = (f"{100 * value:.2f}" for value in scores["figures"].values())
+            lines.append(_row([scores["task"], f"{scores['num_prompts']:,}", *figures]))
+        tables.append("\n".join(lines))
+    return "In percent; a prompt counts when all its constraints are met.\n\n" + "\n\n".join(tables)
 
 
 def _rows(rows: Iterable[tuple[str, str]]) -> str:

@@ -1,9 +1,8 @@
 """Prompts with verifiable constraints, in IFEval's row format, and the reading of JSONL files."""
 
 import gzip
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,15 @@ class ConstrainedPrompt:
     instruction_id_list: tuple[str, ...]
     kwargs: tuple[Mapping[str, Any], ...]
     where: str
+
+    @property
+    def messages(self) -> tuple[Mapping[str, str], ...]:
+        """One user turn."""
+        return ({"role": "user", "content": self.prompt},)
+
+    def content(self) -> Any:
+        """Returns all that decides the verdicts."""
+        return [self.key, self.prompt, list(self.instruction_id_list), [dict(entry) for entry in self.kwargs]]
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], where: str) -> "ConstrainedPrompt":
@@ -77,15 +85,6 @@ def prompts_from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[Co
         if first is not prompt:
             raise DataError(f"{where}: key {prompt.key!r} stands already at {first.where}")
     return tuple(prompts.values())
-
-
-def prompts_sha256(prompts: Sequence[ConstrainedPrompt]) -> str:
-    """Returns a hash of the prompts' content, the same for every file or source that holds them."""
-    digest = hashlib.sha256()
-    for p in prompts:
-        row = [p.key, p.prompt, list(p.instruction_id_list), [dict(entry) for entry in p.kwargs]]
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode("utf-8") + b"\n")
-    return digest.hexdigest()
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from misotune.errors import DataError
-from misotune.evaluation.prompts import ConstrainedPrompt, prompts_from_rows, prompts_sha256, read_jsonl
+from misotune.evaluation.constrained import ConstrainedPrompt, prompts_from_rows, read_jsonl
+from misotune.evaluation.task import prompts_sha256
 
 ROW = {
     "key": 7,

@@ -1,0 +1,118 @@
+"""The options of `misotune eval`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Language = Literal["zh", "en"]
+
+_JUDGE = "ComplexBench's judge"
+_NEEDLE = "The needle test"
+_ENDPOINT = "Another server's model"
+
+Tasks = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TASK...",
+        help="ifeval, ifeval-flatten, complexbench, needle, squad, squad_v2, quac, drop, starter.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="M", help="A run, a folder with a model, or a hub id. (default: the newest finished run)"),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The task's prompts: its published file, .gz too. (default: the hub's)"),
+]
+Responses = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Score these responses, no model: JSONL of prompt and response, or key and response.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Result folder. (default: RUN/scores/TASK or scores/MODEL/TASK)"),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest response in tokens. (default: the task's own)"),
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Prompts generated at once. (default: 64)")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="auto (as the weights are stored), bfloat16 or float32. (default: auto)"),
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Generate all responses anew, those kept from an interrupted evaluation too.")
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Ask --model NAME on this OpenAI-compatible server, as http://127.0.0.1:8000.",
+        rich_help_panel=_ENDPOINT,
+    ),
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(metavar="VARIABLE", help="Environment variable with the server's key.", rich_help_panel=_ENDPOINT),
+]
+Concurrency = Annotated[
+    int | None, typer.Option(min=1, help="Requests at a time. (default: 8)", rich_help_panel=_ENDPOINT)
+]
+Flatten = Annotated[bool, typer.Option("--flatten", help="With ifeval: also score IFEval-Flatten.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Do not use the network.")]
+Compare = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="RESULT", help="Also compare with these results, or evaluated runs; may be repeated."),
+]
+JudgeEndpoint = Annotated[
+    str | None, typer.Option(metavar="URL", help="OpenAI-compatible server of the judge.", rich_help_panel=_JUDGE)
+]
+JudgeModel = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The judge, as its server calls it.", rich_help_panel=_JUDGE)
+]
+JudgeApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(metavar="VARIABLE", help="Environment variable with the judge's key.", rich_help_panel=_JUDGE),
+]
+JudgeCache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Where its answers are kept. (default: scores/.cache/judge.sqlite)", rich_help_panel=_JUDGE
+    ),
+]
+JudgePrompts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="ComplexBench's evaluation/prompts. (default: in the repository of --data)",
+        rich_help_panel=_JUDGE,
+    ),
+]
+JudgeConcurrency = Annotated[
+    int | None, typer.Option(min=1, help="Questions at a time. (default: 8)", rich_help_panel=_JUDGE)
+]
+LanguageName = Annotated[
+    str, typer.Option("--language", metavar="zh|en", help="Of ComplexBench's instructions.", rich_help_panel=_JUDGE)
+]
+NeedleLengths = Annotated[
+    int, typer.Option(min=2, help="Number of document lengths; the paper has 20.", rich_help_panel=_NEEDLE)
+]
+NeedleDepths = Annotated[int, typer.Option(min=2, help="Number of depths; the paper has 20.", rich_help_panel=_NEEDLE)]
+NeedleMinLength = Annotated[
+    int, typer.Option(min=1, help="Shortest document in the model's tokens.", rich_help_panel=_NEEDLE)
+]
+NeedleMaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Longest document. (default: what the context leaves, at most 8000)", rich_help_panel=_NEEDLE
+    ),
+]
