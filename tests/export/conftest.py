@@ -2,8 +2,12 @@ import json
 import shutil
 
 import pytest
+from tests.conftest import make_tokenizer
 
+from misotune.layout import ChatTemplate
 from misotune.runs import RunFolder
+
+ROW = ({"role": "user", "content": "Write about tea."}, {"role": "assistant", "content": "All about tea."})
 
 RECIPE = """\
 name: tiny
@@ -23,11 +27,11 @@ train:
 
 
 def write_probe(run, model):
-    """Records the logits of `model` on the last 16 positions of a plain sequence."""
+    """Records the logits of `model` on the last 16 positions of a training row."""
     import torch
     from safetensors.torch import save_file
 
-    ids = torch.randint(0, 256, (40,), generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor(ChatTemplate(make_tokenizer()).encode(ROW, add_generation_prompt=False))
     with torch.no_grad():
         logits = model.eval()(input_ids=ids[None]).logits[0, -16:].float()
     dtype = str(model.dtype).removeprefix("torch.")
@@ -97,3 +101,23 @@ def change_weights():
         save_file(tensors, path, metadata={"format": "pt"})
 
     return change
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Opens checkpoints in this process: what is opened is the same, and nothing is imported again."""
+    import subprocess
+    import traceback
+    from pathlib import Path
+
+    from misotune.export import reopen
+
+    def run(command, **_):
+        request = json.loads(Path(command[-1]).read_text())
+        try:
+            Path(request["answer"]).write_text(json.dumps(reopen.reopen(request)))
+        except Exception:  # noqa: BLE001 - as another process, whatever it is
+            return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("misotune.export.reopening.subprocess.run", run)

@@ -9,7 +9,8 @@ from misotune.errors import RunError
 from misotune.export.base import hub_id, read_license
 from misotune.export.card import model_card
 from misotune.export.checkpoint import tidy_configuration
-from misotune.export.proof import Proof, _check_chat, _check_logits, end_of_turn_id, relative_difference, tolerance_of
+from misotune.export.probe import Probe, relative_difference, tolerance_of
+from misotune.export.proof import Proof, chat_of, check_chat, check_logits, end_of_turn_id
 from misotune.layout import ChatTemplate
 from misotune.recipe.loading import load_recipe
 from misotune.runs import RunFolder
@@ -33,23 +34,26 @@ def test_a_constant_on_all_logits_is_no_difference_and_a_scale_is():
 
 def test_logits_that_are_nan_or_of_another_vocabulary_are_refused():
     logits = torch.randn(4, 9)
+    probe = Probe(torch.arange(4), logits, "float32")
     with pytest.raises(RunError, match="differ from the trained model's by nan"):
-        _check_logits(logits * float("nan"), logits, 1e-4)
-    with pytest.raises(RunError, match=r"logits have the shape \(4, 8\), the trained model's \(4, 9\)"):
-        _check_logits(logits[:, :8], logits, 1e-4)
+        check_logits(logits * float("nan"), probe, 1e-4, "it")
+    with pytest.raises(RunError, match=r"it: its logits have the shape \(4, 8\), the trained model's \(4, 9\)"):
+        check_logits(logits[:, :8], probe, 1e-4, "it")
 
 
 def test_another_template_or_a_missing_end_of_turn_is_refused(tokenizer):
     template = ChatTemplate(tokenizer)
-    end_id = end_of_turn_id(template)
+    end_id, chat = end_of_turn_id(template), chat_of(template)
     assert end_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     with pytest.raises(RunError, match="its chat template gives other tokens than training's"):
-        _check_chat({"prompt_ids": [1, 2]}, template, end_id)
-    ids = template.encode(
-        [{"role": "user", "content": "Name three rivers, one on each line."}], add_generation_prompt=True
-    )
-    with pytest.raises(RunError, match=f"generation does not stop at token {end_id}"):
-        _check_chat({"prompt_ids": ids, "end_ids": [5]}, template, end_id)
+        check_chat({"prompt_ids": [1, 2]}, chat, "it")
+    found = {"prompt_ids": chat.prompt_ids, "end_ids": [5], "stops": True, "response_ids": [1]}
+    found["template_sha256"] = ""
+    for wrong in ({}, {"end_ids": [end_id], "stops": False}):
+        with pytest.raises(RunError, match=f"generation does not stop at token {end_id}"):
+            check_chat(found | wrong, chat, "it")
+    with pytest.raises(RunError, match="it generates nothing"):
+        check_chat(found | {"end_ids": [end_id], "response_ids": []}, chat, "it")
 
 
 @pytest.mark.parametrize(("known", "expected"), [(None, 7), (7, 7), (3, [3, 7]), ([3, 7], [3, 7])])

@@ -1,6 +1,5 @@
 """Merging a LoRA adapter into its base model, and the proof that nothing was lost on the way."""
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from misotune.errors import RunError
-from misotune.export.proof import Probe, relative_difference, tolerance_of
+from misotune.export.probe import Probe, last_logits, relative_difference, tolerance_of
+from misotune.export.reopen import has_embeddings, resize_embeddings
+from misotune.export.reopening import Base
+from misotune.export.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from misotune.export.weights import check_range
 from misotune.quantization import check_bitsandbytes, quantization_settings
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # Rounding to bfloat16 swallows small changes: of random adapters on a model of 135 million parameters, with
 # matrices B of the size 1e-2, 1e-3 and 1e-4, there arrived 100, 53 and 6 percent. Below the first number the
@@ -49,24 +49,35 @@ class MergeProof:
     quantization_shift: float = 0.0
 
 
-def base_of_adapter(final: Path) -> str:
-    """Returns the base model that an adapter names: a hub id or a folder."""
-    return json.loads((final / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A base model with an adapter merged in.
+
+    Attributes:
+        model: The model, in the format that it is stored in.
+        proof: How it compares with base and adapter.
+        probe: Logits of the base model with the adapter, before it was merged.
+    """
+
+    model: Any
+    proof: MergeProof
+    probe: Probe
 
 
 def merge_adapter(
-    final: Path, revision: str | None, probe: Probe, *, quantization: str = "none"
-) -> tuple[Any, MergeProof]:
-    """Returns the base model with the adapter merged in, in the base's dtype, and the proof.
+    folder: Path, base: Base, input_ids: Tensor, *, quantization: str = "none", dtype: torch.dtype | None = None
+) -> Merged:
+    """Returns the base model with the adapter merged in, and the proof.
 
     An adapter trained on a quantised base is merged into the quantised weights, written out: it learned to work with
     their errors, and with the published weights it would be a model that nobody trained.
 
     Args:
-        final: Folder of the adapter.
-        revision: The base model's, on the hub.
-        probe: Tokens on which the models are compared.
+        folder: The adapter.
+        base: The model that it was trained on.
+        input_ids: Tokens on which the models are compared.
         quantization: Format that the base was frozen in while training: `none`, `nf4` or `int8`.
+        dtype: Format to merge and store in; None: the base model's own.
 
     Raises:
         UsageError: The base was quantised, and bitsandbytes is not installed.
@@ -74,73 +85,83 @@ def merge_adapter(
     """
     from peft import PeftModel
 
-    name = base_of_adapter(final)
     shift = 0.0
-    base = _load_base(name, revision)
+    plain_base = _load_base(base)
     if quantization != "none":
-        published = _logits(base, probe)
-        del base  # before the second one takes its memory
-        base = _load_written_out(name, revision, quantization)
-        shift = relative_difference(_logits(base, probe), published)
-    dtype = str(base.dtype).removeprefix("torch.")
+        published = last_logits(plain_base, input_ids)
+        del plain_base  # before the second one takes its memory
+        plain_base = _load_written_out(base, quantization)
+        shift = relative_difference(last_logits(plain_base, input_ids), published)
+    if dtype == torch.float32:
+        plain_base.float()  # to compare in it, too
+    weights = _read_weights(folder / ADAPTER_WEIGHTS)
+    resize_embeddings(plain_base, weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns of its own and transformers' deprecations
-        model: Any = PeftModel.from_pretrained(base, str(final), torch_device="cpu").eval()
-        _check_weights(model, final / ADAPTER_WEIGHTS)
-        adapted = _logits(model, probe)
+        model: Any = PeftModel.from_pretrained(plain_base, str(folder), torch_device="cpu").eval()
+        _check_weights(model, folder / ADAPTER_WEIGHTS, weights)
+        computed_in = str(model.dtype).removeprefix("torch.")
+        adapted = last_logits(model, input_ids)
         with model.disable_adapter():
-            plain = _logits(model, probe)
+            plain = last_logits(model, input_ids)
         num_modules, num_changed, share = _merge_layers(model, dtype)
         merged = model.merge_and_unload()
+    if dtype is not None:
+        store_weights(merged, dtype)
     proof = MergeProof(
         num_modules=num_modules,
         num_changed=num_changed,
         share=share,
         shift=relative_difference(adapted, plain),
-        difference=relative_difference(_logits(merged, probe), adapted),
-        tolerance=tolerance_of(dtype),
+        difference=relative_difference(last_logits(merged, input_ids), adapted),
+        tolerance=tolerance_of(computed_in, str(merged.dtype).removeprefix("torch.")),
         quantization=quantization,
         quantization_shift=shift,
     )
     if not proof.difference <= proof.tolerance:
         raise RunError(
-            f"{final}: merging changes the model: logits differ from base plus adapter by "
+            f"{folder}: merging changes the model: logits differ from base plus adapter by "
             f"{proof.difference:.1e} (relative), more than {proof.tolerance:.0e}"
         )
-    return merged, proof
+    return Merged(merged, proof, Probe(input_ids, adapted, computed_in, "the unmerged adapter"))
 
 
-def _load_written_out(name: str, revision: str | None, quantization: str) -> Any:
+def _load_written_out(base: Base, quantization: str) -> Any:
     """Returns the base model with its linear layers rounded to the quantised weights, in its own dtype."""
     check_bitsandbytes(f"the export of a run with lora.quantization '{quantization}'")
     # Quantised on the CPU, where the merge is; nothing may run before the weights are written out.
-    base = _load_base(
-        name, revision, quantization_config=quantization_settings(quantization), device_map={"": torch.device("cpu")}
+    model = _load_base(
+        base, quantization_config=quantization_settings(quantization), device_map={"": torch.device("cpu")}
     )
-    return base.dequantize().eval()
+    return model.dequantize().eval()
 
 
-def _load_base(name: str, revision: str | None, **options: Any) -> Any:
+def _load_base(base: Base, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(name, revision=revision or "main", dtype="auto", **options).eval()
+        return AutoModelForCausalLM.from_pretrained(
+            base.name, revision=base.revision or "main", dtype="auto", trust_remote_code=False, **options
+        ).eval()
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(
-            f"the adapter's base model {name} cannot be loaded; put it where it was for training: {reason}"
+            f"the adapter's base model {base.name} cannot be loaded; put it where it was for training: {reason}"
         ) from error
 
 
-def _check_weights(model: Any, path: Path) -> None:
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: the adapter cannot be read: {error}") from error
+
+
+def _check_weights(model: Any, path: Path, weights: dict[str, Tensor]) -> None:
     """Makes sure that the adapter's file has every weight of the adapter, and only finite ones."""
     from peft import get_peft_model_state_dict
 
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path}: the adapter cannot be read: {error}") from error
-    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=has_embeddings(weights)))
     if odd := sorted(expected ^ set(weights)):
         raise RunError(f"{path}: not the weights that its {ADAPTER_CONFIG} describes, first: {odd[0]}")
     for name, weight in weights.items():
@@ -149,23 +170,32 @@ def _check_weights(model: Any, path: Path) -> None:
 
 
 @torch.no_grad()
-def _merge_layers(model: Any, dtype: str) -> tuple[int, int, float]:
+def _merge_layers(model: Any, dtype: torch.dtype | None) -> tuple[int, int, float]:
     """Merges layer by layer; returns (modules with an adapter, modules changed, share of the delta that arrived).
 
-    In bfloat16 the logits of a lightly trained adapter differ from the base's by no more than rounding does, so
-    that they alone could not tell a merged model from the base: the weights can. The share is the projection of
-    what changed on what should have: 1 but for rounding, 0 where nothing was merged.
+    Each in float32, and rounded once. In bfloat16 the logits of a lightly trained adapter differ from the base's by no
+    more than rounding does, so that they alone could not tell a merged model from the base: the weights can. The share
+    is the projection of what changed on what should have: 1 but for rounding, 0 where nothing was merged.
     """
     from peft.tuners.lora import LoraLayer
 
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers: list[tuple[str, Any]] = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    ]
     num_changed, arrived, expected = 0, 0.0, 0.0
-    for layer in layers:
+    stored = dtype or model.dtype
+    for name, layer in layers:
         weight: Tensor = layer.get_base_layer().weight
-        before = weight.float().clone()
-        delta: Tensor = layer.get_delta_weight(model.active_adapter).float()
+        stored = dtype or weight.dtype
+        before = weight.data.to(stored).float()
+        start = weight.data.float()
+        weight.data = start.clone()
         layer.merge()
-        change = weight.float() - before
+        delta = weight.data - start
+        rounded = weight.data.to(stored)
+        check_range(name, rounded, weight.data)
+        change = rounded.float() - before
+        weight.data = rounded
         num_changed += bool(change.any())
         arrived += float((change * delta).sum(dtype=torch.float64))
         expected += float(delta.square().sum(dtype=torch.float64))
@@ -173,13 +203,23 @@ def _merge_layers(model: Any, dtype: str) -> tuple[int, int, float]:
         raise RunError("the adapter is zero in every module: nothing was trained, or its weights were not saved")
     share = arrived / expected
     if not MIN_SHARE <= share <= MAX_SHARE:
+        kind = str(stored).removeprefix("torch.")
         raise RunError(
-            f"{share:.0%} of the adapter's change arrives in the base model's {dtype} weights; train longer "
-            "or with a larger train.learning_rate, or store the base model in float32"
+            f"{share:.0%} of the adapter's change arrives in the base model's {kind} weights; train longer "
+            "or with a larger train.learning_rate, or export with --dtype float32"
         )
     return len(layers), num_changed, share
 
 
 @torch.no_grad()
-def _logits(model: Any, probe: Probe) -> Tensor:
-    return model(input_ids=probe.input_ids[None], use_cache=False).logits[0, -len(probe.logits) :].float()
+def store_weights(model: Any, dtype: torch.dtype) -> None:
+    """Changes the weights' format in place; not that of buffers, whose rotary frequencies would lose digits.
+
+    Raises:
+        RunError: A weight is too large for the format.
+    """
+    for name, weight in model.named_parameters():
+        rounded = weight.data.to(dtype)
+        check_range(name, rounded, weight.data)
+        weight.data = rounded
+    model.config.dtype = dtype

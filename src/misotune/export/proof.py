@@ -1,49 +1,20 @@
 """The proof of an export: opened in a fresh process by stock transformers, it is what was trained."""
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from misotune.errors import RunError
+from misotune.export.probe import MESSAGES, TRAINED_MODEL, Probe, relative_difference, tolerance_of
+from misotune.export.reopening import Base, Opening, open_checkpoint
 from misotune.layout import ChatTemplate
 
-# Largest relative difference of logits (see `relative_difference`) that passes. On a model of 135 million
-# parameters the order of the additions alone (another attention kernel) made 2e-2 in bfloat16 and 1.5e-6 in
-# float32. One projection of one layer lost or reordered makes 2e-1 and more; in float32, noise of 1e-5 on
-# every weight makes 3e-4, which in bfloat16 is lost in the rounding.
-TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
-
-MESSAGES = ({"role": "user", "content": "Name three rivers, one on each line."},)
-MAX_NEW_TOKENS = 16
-
-_SCRIPT = Path(__file__).with_name("reopen.py")
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Token ids (T,) of one plain sequence, and the trained model's logits (last positions, V) on them.
-
-    Attributes:
-        path: The file.
-        input_ids: The tokens.
-        logits: The logits.
-        dtype: In which they were computed, with the weights as they are saved.
-    """
-
-    path: Path
-    input_ids: Tensor
-    logits: Tensor
-    dtype: str
+REFUSED = "the export is refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +34,8 @@ class Proof:
         num_new_tokens: Tokens of the greedy response.
         is_ended: True when the response ended within the few tokens it was given.
         response: The greedy response to a fixed question.
+        compared_with: The model that it was compared with.
+        num_adapted: Modules that an adapter changes; None for a whole model.
     """
 
     difference: float
@@ -77,42 +50,40 @@ class Proof:
     num_new_tokens: int
     is_ended: bool
     response: str
+    compared_with: str = TRAINED_MODEL
+    num_adapted: int | None = None
 
 
-def read_probe(path: Path) -> Probe:
-    """Returns the probe of a run.
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What training's chat template makes of a fixed question.
+
+    Attributes:
+        prompt_ids: Its tokens, with the generation prompt.
+        end_id: The token that ends a response.
+        template_sha256: Of the template's text.
+        day: The day on which it was asked, as 2025-01-31, if the template tells it to the model; else empty.
+    """
+
+    prompt_ids: list[int]
+    end_id: int
+    template_sha256: str
+    day: str = ""
+
+
+def chat_of(template: ChatTemplate) -> Chat:
+    """Returns what a chat template makes of the fixed question.
 
     Raises:
-        RunError: There is none, or it cannot be read.
+        LayoutError: The template ends the assistant's turn with no special token.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            dtype = (file.metadata() or {})["dtype"]
-            return Probe(path, file.get_tensor("input_ids").long(), file.get_tensor("logits").float(), dtype)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise RunError(
-            f"{path}: no probe of the trained model's logits can be read ({error}), so the export could "
-            "not be proved; train again: misotune train RECIPE --overwrite"
-        ) from error
-
-
-def relative_difference(logits: Tensor, reference: Tensor) -> float:
-    """Returns the root mean square of the difference by that of the reference, each position centred.
-
-    Centred, because a constant added to all logits of a position changes no probability.
-
-    >>> import torch
-    >>> reference = torch.tensor([[1.0, 2.0, 3.0]])
-    >>> relative_difference(reference + 7, reference), relative_difference(reference * 1.5, reference)
-    (0.0, 0.5)
-    """
-    centred, expected = (x - x.mean(-1, keepdim=True) for x in (logits.double(), reference.double()))
-    return float((centred - expected).square().mean().sqrt() / expected.square().mean().sqrt())
-
-
-def tolerance_of(*dtypes: str) -> float:
-    """Returns the tolerance between models that computed in these dtypes: that of the coarsest."""
-    return max(TOLERANCES[dtype] for dtype in dtypes)
+    text = str(template.tokenizer.chat_template)
+    return Chat(
+        template.encode(MESSAGES, add_generation_prompt=True),
+        end_of_turn_id(template),
+        sha256(text.encode()).hexdigest(),
+        date.today().isoformat() if "strftime_now" in text else "",
+    )
 
 
 def end_of_turn_id(template: ChatTemplate) -> int:
@@ -126,109 +97,123 @@ def end_of_turn_id(template: ChatTemplate) -> int:
     return ids[template.end_of_turn(ids)]
 
 
-def prove(folder: Path, probe: Probe, template: ChatTemplate, *, is_merged: bool) -> Proof:
-    """Returns the proof that the checkpoint in `folder` is the trained model.
+def prove(
+    folder: Path,
+    probe: Probe,
+    chat: Chat,
+    *,
+    opens_in: str,
+    rounded_to: str | None = None,
+    base: Base | None = None,
+    subject: str = REFUSED,
+) -> Proof:
+    """Returns the proof that the checkpoint in `folder` is the model that the probe is of.
 
     Args:
         folder: The checkpoint.
-        probe: The trained model's logits.
-        template: The chat template that was trained with.
-        is_merged: The weights are not those of training but base and adapter merged, rounded to their format.
+        probe: Tokens, and that model's logits.
+        chat: What training's chat template makes of a question.
+        opens_in: Format to compute in; `auto`: the checkpoint's own.
+        rounded_to: Format that the weights were rounded to on the way.
+        base: The base model of an adapter.
+        subject: Beginning of the message when it is not.
 
     Raises:
         RunError: It is not, or stock transformers cannot open it.
     """
-    with tempfile.TemporaryDirectory(prefix="misotune-export-") as scratch:
-        found, logits = _reopen(folder, probe, "auto" if is_merged else probe.dtype, Path(scratch))
-    end_id = end_of_turn_id(template)
-    _check_contents(found)
-    _check_chat(found, template, end_id)
-    tolerance = tolerance_of(found["computed_in"], probe.dtype)
-    difference = _check_logits(logits, probe.logits, tolerance)
+    opening = Opening(probe.input_ids, opens_in, str(folder.resolve()), end_id=chat.end_id, base=base)
+    found, logits = open_checkpoint(folder, opening, subject)
+    check_contents(found, subject)
+    check_chat(found, chat, subject)
+    tolerance = tolerance_of(found["computed_in"], probe.dtype, rounded_to or probe.dtype)
+    difference, num_same_token = check_logits(logits, probe, tolerance, subject)
     return Proof(
         difference=difference,
         tolerance=tolerance,
         num_positions=len(logits),
-        num_same_token=int((logits.argmax(-1) == probe.logits.argmax(-1)).sum()),
+        num_same_token=num_same_token,
         num_parameters=found["num_parameters"],
         dtype=found["dtype"],
         device=found["device"],
         attention=found["attention"],
-        end_of_turn_id=end_id,
+        end_of_turn_id=chat.end_id,
         num_new_tokens=len(found["response_ids"]),
-        is_ended=found["response_ids"][-1] in _as_list(found["end_ids"]),
+        is_ended=found["response_ids"][-1] in found["end_ids"],
         response=found["response"],
+        compared_with=probe.owner,
+        num_adapted=found.get("num_changed"),
     )
 
 
-def _reopen(folder: Path, probe: Probe, dtype: str, scratch: Path) -> tuple[dict[str, Any], Tensor]:
-    request, answer, logits = (scratch / name for name in ("request.json", "answer.json", "logits.safetensors"))
-    content = {
-        "checkpoint": str(folder.resolve()),
-        "probe": str(probe.path.resolve()),
-        "num_logits": len(probe.logits),
-        "dtype": dtype,
-        "messages": MESSAGES,
-        "max_new_tokens": MAX_NEW_TOKENS,
-        "answer": str(answer),
-        "logits": str(logits),
-    }
-    request.write_text(json.dumps(content), encoding="utf-8")
-    # -P keeps the script's own folder off sys.path. Not -I: clusters put transformers on PYTHONPATH.
-    # Off line: the checkpoint must be whole in itself.
-    done = subprocess.run(
-        [sys.executable, "-P", str(_SCRIPT), str(request)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else f"exit code {done.returncode}, the process may have been out of memory"
-        raise RunError(f"the export is refused: stock transformers cannot open and run it: {reason}")
-    return json.loads(answer.read_text(encoding="utf-8")), load_file(logits)["logits"]
+def check_contents(found: Mapping[str, Any], subject: str) -> None:
+    """Makes sure that all names and shapes are there, all numbers finite, and an adapter not zero.
 
-
-def _check_contents(found: Mapping[str, Any]) -> None:
+    Raises:
+        RunError: They are not.
+    """
     for what, names in found["problems"].items():
-        raise RunError(f"the export is refused: {what.replace('_', ' ')}: {_some(names)}")
+        raise RunError(f"{subject}: {what.replace('_', ' ')}: {some(names)}")
     if found["not_finite"]:
         raise RunError(
-            f"the export is refused: weights that are not finite: {_some(found['not_finite'])}; training broke "
+            f"{subject}: weights that are not finite: {some(found['not_finite'])}; training broke "
             "down, lower train.learning_rate"
         )
-
-
-def _check_chat(found: Mapping[str, Any], template: ChatTemplate, end_id: int) -> None:
-    if found["prompt_ids"] != template.encode(MESSAGES, add_generation_prompt=True):
-        raise RunError("the export is refused: its chat template gives other tokens than training's")
-    if end_id not in _as_list(found["end_ids"]):
+    if found.get("num_changed") == 0:
         raise RunError(
-            f"the export is refused: generation does not stop at token {end_id}, which ends a response in training"
+            f"{subject}: the adapter is zero in every module: nothing was trained, or its weights were not saved"
+        )
+
+
+def check_chat(found: Mapping[str, Any], chat: Chat, subject: str) -> None:
+    """Makes sure that a chat is rendered as in training, and that generation stops where a turn ends.
+
+    Raises:
+        RunError: It is not.
+    """
+    # A template that tells the model which day it is gives other tokens on another: its text is compared then.
+    key = "template_sha256" if chat.day and chat.day != date.today().isoformat() else "prompt_ids"
+    if found[key] != getattr(chat, key):
+        raise RunError(f"{subject}: its chat template gives other tokens than training's")
+    check_stop(found, chat.end_id, subject)
+
+
+def check_stop(found: Mapping[str, Any], end_id: int, subject: str) -> None:
+    """Makes sure that it generates, and stops at the token that ends a turn.
+
+    Raises:
+        RunError: It does not.
+    """
+    if end_id not in found["end_ids"] or not found["stops"]:
+        raise RunError(
+            f"{subject}: generation does not stop at token {end_id}, which ends a response in training; "
+            "it belongs into eos_token_id of generation_config.json"
         )
     if not found["response_ids"]:
-        raise RunError("the export is refused: it generates nothing")
+        raise RunError(f"{subject}: it generates nothing")
 
 
-def _check_logits(logits: Tensor, expected: Tensor, tolerance: float) -> float:
-    if logits.shape != expected.shape:
+def check_logits(logits: Tensor, probe: Probe, tolerance: float, subject: str) -> tuple[float, int]:
+    """Returns (relative difference from the probe's logits, positions with the same next token).
+
+    Raises:
+        RunError: They differ by more than the tolerance.
+    """
+    if probe.columns is not None and logits.shape[-1] > int(probe.columns.max()):
+        logits = logits[:, probe.columns]
+    if logits.shape != probe.logits.shape:
         raise RunError(
-            f"the export is refused: its logits have the shape {tuple(logits.shape)}, the trained model's "
-            f"{tuple(expected.shape)}"
+            f"{subject}: its logits have the shape {tuple(logits.shape)}, {probe.owner}'s {tuple(probe.logits.shape)}"
         )
-    difference = relative_difference(logits, expected)
+    difference = relative_difference(logits, probe.logits)
     if not difference <= tolerance:  # NaN fails too
         raise RunError(
-            f"the export is refused: its logits differ from the trained model's by {difference:.1e} (relative), "
-            f"more than {tolerance:.0e}: the weights are not those of the end of training"
+            f"{subject}: its logits differ from {probe.owner}'s by {difference:.1e} (relative), "
+            f"more than {tolerance:.0e}: the weights are not those of "
+            f"{'the end of training' if probe.owner == TRAINED_MODEL else probe.owner}"
         )
-    return difference
+    return difference, int((logits.argmax(-1) == probe.logits.argmax(-1)).sum())
 
 
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else ids
-
-
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Returns the first names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,15 +1,18 @@
-"""Opens a checkpoint with stock transformers, in a process of its own where misotune cannot be imported.
+"""Opens a checkpoint with stock transformers (an adapter: and peft), in a process where misotune cannot be imported.
 
-Run as a script: `python -P reopen.py REQUEST`, REQUEST a JSON file with `checkpoint`, `probe`, `num_logits`,
-`dtype`, `messages`, `max_new_tokens`, `answer` and `logits`. The findings go to the file `answer`, the logits on the
-probe's tokens to the file `logits`: files, because libraries may print.
+Run as a script: `python -P reopen.py REQUEST`, REQUEST a JSON file as `reopening.py` writes it. The findings go to the
+file `answer`, the logits on the probe's tokens to the file `logits`: files, because libraries may print.
 """
 
 import json
 import sys
+from hashlib import sha256
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
+
+# Token at which the generation that must stop is given the token that ends a turn.
+_FORCED_AT = 3
 
 
 class _WithoutMisotune(MetaPathFinder):
@@ -23,41 +26,131 @@ class _WithoutMisotune(MetaPathFinder):
 def reopen(request: dict[str, Any]) -> dict[str, Any]:
     """Returns what a stock transformers finds in the checkpoint; writes its logits."""
     import torch
-    from safetensors.torch import load_file, save_file
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    checkpoint = request["checkpoint"]
-    opened: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=request["dtype"], output_loading_info=True)
-    model, loading = opened
+    model, found = _open_adapter(request) if request["base"] else _open_model(request)
     model.to(device).eval()
-    ids = load_file(request["probe"])["input_ids"].long()[None].to(device)
+    ids = torch.tensor([request["input_ids"]], device=device)
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, -request["num_logits"] :].float()
     save_file({"logits": logits.cpu().contiguous()}, request["logits"])
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    prompt = tokenizer.apply_chat_template(
-        request["messages"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    ).to(device)
-    answer: dict[str, Any] = {
-        "problems": {key: sorted(map(str, found)) for key, found in loading.items() if found},
+    answer: dict[str, Any] = found | {
         "not_finite": [name for name, weight in model.named_parameters() if not weight.isfinite().all()],
-        "dtype": str(AutoConfig.from_pretrained(checkpoint).dtype).removeprefix("torch."),
         "computed_in": str(model.dtype).removeprefix("torch."),
         "device": device,
         "attention": model.config._attn_implementation,
         "num_parameters": sum(weight.numel() for weight in model.parameters()),
-        "end_ids": model.generation_config.eos_token_id,
+    }
+    if request["tokenizer"]:
+        tokenizer = AutoTokenizer.from_pretrained(request["tokenizer"], trust_remote_code=False)
+        answer |= _generate(model, tokenizer, request, is_sound=not answer["problems"] and not answer["not_finite"])
+    return answer
+
+
+def _open_model(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = request["checkpoint"]
+    opened: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=request["dtype"], output_loading_info=True, trust_remote_code=False
+    )
+    model, loading = opened
+    return model, {
+        "problems": {key: sorted(map(str, found)) for key, found in loading.items() if found},
+        "dtype": str(AutoConfig.from_pretrained(folder, trust_remote_code=False).dtype).removeprefix("torch."),
+    }
+
+
+def _open_adapter(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Returns the base model with the adapter on it, and what is to be said of the adapter."""
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+
+    options: dict[str, Any] = {"dtype": request["dtype"], "trust_remote_code": False}
+    if request["quantization"]:
+        options |= {"quantization_config": BitsAndBytesConfig(**request["quantization"]), "device_map": {"": "cpu"}}
+    base = AutoModelForCausalLM.from_pretrained(request["base"], revision=request["revision"], **options)
+    if request["quantization"]:
+        base = base.dequantize()
+    folder = Path(request["checkpoint"])
+    weights = load_file(folder / "adapter_model.safetensors")
+    resize_embeddings(base, weights)
+    model: Any = PeftModel.from_pretrained(base, str(folder), torch_device="cpu").eval()
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=has_embeddings(weights)))
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    with torch.no_grad():
+        num_changed = sum(bool(layer.get_delta_weight(model.active_adapter).any()) for layer in layers)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    problems = {"missing_keys": sorted(expected - set(weights)), "unexpected_keys": sorted(set(weights) - expected)}
+    return model, {
+        "problems": {key: names for key, names in problems.items() if names},
+        "dtype": str(next(iter(weights.values())).dtype).removeprefix("torch."),
+        "num_modules": len(layers),
+        "num_changed": num_changed,
+    }
+
+
+def has_embeddings(weights: dict[str, Any]) -> bool:
+    """Returns whether an adapter's file holds whole embeddings or heads beside the adapter: those of added tokens."""
+    return any(name.endswith((".embed_tokens.weight", ".lm_head.weight", ".wte.weight")) for name in weights)
+
+
+def resize_embeddings(base: Any, weights: dict[str, Any]) -> None:
+    """Gives the base model as many tokens as the embeddings that an adapter's file holds, if it holds some."""
+    sizes = {len(weight) for name, weight in weights.items() if name.endswith((".embed_tokens.weight", ".wte.weight"))}
+    if sizes and sizes != {base.get_input_embeddings().num_embeddings}:
+        base.resize_token_embeddings(sizes.pop())
+
+
+def _generate(model: Any, tokenizer: Any, request: dict[str, Any], *, is_sound: bool) -> dict[str, Any]:
+    if request["has_template"]:
+        prompt = tokenizer.apply_chat_template(
+            request["messages"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        ).to(model.device)
+    else:
+        prompt = tokenizer(request["messages"][-1]["content"], return_tensors="pt").to(model.device)
+        prompt.pop("token_type_ids", None)
+    length = prompt["input_ids"].shape[1]
+    settings = model.generation_config
+    end_ids = settings.eos_token_id if settings is not None else None
+    answer = {
+        "end_ids": [] if end_ids is None else [end_ids] if isinstance(end_ids, int) else list(end_ids),
+        "template_sha256": sha256(str(tokenizer.chat_template).encode()).hexdigest(),
         "prompt_ids": prompt["input_ids"][0].tolist(),
         "response_ids": [],
         "response": "",
+        "stops": None,
     }
-    if not answer["problems"] and not answer["not_finite"]:
-        longest = request["max_new_tokens"]
-        full = model.generate(**prompt, max_new_tokens=longest, do_sample=False)[0]
-        response = full[prompt["input_ids"].shape[1] :]
+    longest = request["max_new_tokens"]
+    if is_sound:
+        response = model.generate(**prompt, max_new_tokens=longest, do_sample=False)[0, length:]
         answer |= {"response_ids": response.tolist(), "response": tokenizer.decode(response)}
+    if is_sound and request["end_id"] is not None:
+        forced = model.generate(
+            **prompt,
+            max_new_tokens=longest,
+            do_sample=False,
+            logits_processor=[_forced_end(length, request["end_id"])],
+        )[0, length:]
+        # A model may end by itself before.
+        answer["stops"] = len(forced) <= _FORCED_AT + 1
     return answer
+
+
+def _forced_end(length: int, end_id: int) -> Any:
+    def force(input_ids: Any, scores: Any) -> Any:
+        if input_ids.shape[1] >= length + _FORCED_AT:
+            scores = scores.fill_(float("-inf"))
+            scores[:, end_id] = 0.0
+        return scores
+
+    return force
 
 
 if __name__ == "__main__":
