@@ -45,6 +45,9 @@ def export(
         sys.stdout.write(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     else:
         show_export(report, Console(soft_wrap=True, highlight=False))
+    for found in report.against_base:
+        if found.is_loss:
+            messages.print(f"warning: against its base model, {found.finding()}", markup=False)
 
 
 def show_export(report: "ExportReport", console: Console) -> None:

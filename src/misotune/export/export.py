@@ -14,6 +14,7 @@ from misotune.export.proof import Probe, Proof, end_of_turn_id, prove, read_prob
 from misotune.layout import ChatTemplate
 from misotune.recipe.loading import load_recipe
 from misotune.recipe.schema import Recipe
+from misotune.report.against_base import AgainstBase, read_against_base, tasks_of_run
 from misotune.runs import RunFolder
 from misotune.storage import replace_folder
 
@@ -33,6 +34,7 @@ class ExportReport:
         size_bytes: Of all files together.
         proof: Of the checkpoint, reopened.
         merge: Of the merged adapter; None for a full model.
+        against_base: What training changed in the scores, of the tasks on which both models were scored.
     """
 
     run: Path
@@ -41,6 +43,7 @@ class ExportReport:
     size_bytes: int
     proof: Proof
     merge: MergeProof | None
+    against_base: tuple[AgainstBase, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON has it."""
@@ -84,7 +87,8 @@ def export_run(
         raise RunError(f"{out}: the export cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return ExportReport(run.path, out, recipe.model.name, size_bytes, proof, merge)
+    against_base = tuple(found for task in tasks_of_run(run) if (found := read_against_base(run, task)) is not None)
+    return ExportReport(run.path, out, recipe.model.name, size_bytes, proof, merge, against_base)
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
