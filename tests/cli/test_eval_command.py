@@ -190,7 +190,10 @@ def test_a_model_on_a_server_is_evaluated_and_a_server_that_died_costs_nothing_t
     with ChatServer(lambda request: "Rain.") as server:
         result = misotune_eval(*arguments, server.url)
     assert "ifeval: 1 of 2 responses kept from the interrupted evaluation" in result.stderr
-    assert f"s at {server.url}/v1, 1 requests at a time; 0 responses cut at 1280 tokens; 1 responses kept from the" in result.stdout
+    assert (
+        f"s at {server.url}/v1, 1 requests at a time; 0 responses cut at 1280 tokens; 1 responses kept from the"
+        in result.stdout
+    )
     assert len(server.requests) == 1
     scores = json.loads((tmp_path / "scores" / "small" / "ifeval" / "scores.json").read_text())
     assert (scores["settings"]["backend"], scores["generation"]["num_kept"]) == ("endpoint", 1)

@@ -48,7 +48,7 @@ MaxNewTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Longest response in tokens. (default: the task's own)"),
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Prompts generated at once. (default: 64)")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Prompts generated at once. (default: 128)")]
 NumProcesses = Annotated[
     int | None,
     typer.Option(
@@ -95,9 +95,7 @@ NumFewshot = Annotated[
 ]
 IncludePath = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR", exists=True, file_okay=False, help="Your own tasks, as YAML files.", rich_help_panel=_HARNESS
-    ),
+    typer.Option(metavar="DIR", help="Your own tasks, as YAML files.", rich_help_panel=_HARNESS),
 ]
 RunModelCode = Annotated[
     bool,

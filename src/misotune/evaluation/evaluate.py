@@ -50,7 +50,7 @@ def evaluate_model(
         out: The result folder; None for RUN/scores/TASK, or scores/MODEL/TASK where there is no run.
         limit: Only the first so many prompts, where `task` is a name; None for all.
         max_new_tokens: The longest response; None for the task's own.
-        batch_size: Prompts generated at once; None for 64. Not with `backend`.
+        batch_size: Prompts generated at once; None for 128. Not with `backend`.
         dtype: `auto`, `bfloat16` or `float32`. Not with `backend`.
         offline: Do not use the network.
         on_progress: Called while responses are generated.

@@ -240,6 +240,7 @@ def test_this_process_reads_no_weights_and_names_the_one_that_cannot(model_dir, 
         raise AssertionError("only the others load the model")
 
     monkeypatch.setattr("misotune.evaluation.backends.chat_model.AutoModelForCausalLM.from_pretrained", refuse)
+    before = workers()  # those that other tests share
     shutil.copytree(model_dir, tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"broken")
     with (
@@ -247,7 +248,7 @@ def test_this_process_reads_no_weights_and_names_the_one_that_cannot(model_dir, 
         pytest.raises(RunError, match=r"^process 1 of 1 \(cpu\): .*broken: the folder's model cannot be loaded"),
     ):
         generate(backend)
-    assert workers() == []
+    assert workers() == before
 
 
 def test_what_is_wrong_with_the_name_or_the_dtype_is_told_before_a_process_starts(tiny_model_dir, tmp_path):
@@ -289,6 +290,7 @@ def test_a_cpu_has_one_process_unless_asked_otherwise(monkeypatch):
 
 
 def test_one_device_is_served_in_this_process_and_several_in_others(model_dir, two_gpus, monkeypatch):
+    before = workers()
     with open_hf_backend(str(model_dir), batch_size=5) as backend:
         assert isinstance(backend, ParallelBackend)
         assert [start.device for start in backend._starts] == ["cuda:0", "cuda:1"]
@@ -297,4 +299,4 @@ def test_one_device_is_served_in_this_process_and_several_in_others(model_dir, t
     with open_hf_backend(str(model_dir), batch_size=5) as backend:
         assert isinstance(backend, HfBackend)
         assert backend.settings(3)["batch_size"] == 5
-    assert workers() == []
+    assert workers() == before

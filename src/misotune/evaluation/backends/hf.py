@@ -22,7 +22,7 @@ class HfBackend:
 
     Args:
         chat_model: The model.
-        batch_size: Prompts at once; None: 64, fewer of long ones or of unlike ones. Halved, for good, where the
+        batch_size: Prompts at once; None: 128, fewer of long ones or of unlike ones. Halved, for good, where the
             accelerator's memory does not hold it.
     """
 

@@ -46,7 +46,7 @@ def open_hf_backend(
     Args:
         path: A folder with a model or an adapter, or a hub id.
         dtype: `auto`, `bfloat16` or `float32`.
-        batch_size: Prompts at once in each process; None: 64, fewer of long ones or of unlike ones.
+        batch_size: Prompts at once in each process; None: 128, fewer of long ones or of unlike ones.
         num_processes: None: as many as there are devices; on a CPU 1.
         revision: Branch, tag or commit on the hub; None: the newest.
         tokenizer: The folder that its tokenizer and chat template are loaded from; None: `path`.
@@ -97,7 +97,7 @@ class ParallelBackend:
         path: A folder with a model or an adapter, or a hub id.
         devices: One for each process, as torch names them. Those on a CPU share its cores.
         dtype: `auto`, `bfloat16` or `float32`.
-        batch_size: Prompts at once in each process; None: 64, fewer of long ones or of unlike ones. Halved, for good,
+        batch_size: Prompts at once in each process; None: 128, fewer of long ones or of unlike ones. Halved, for good,
             where a device's memory does not hold it. Fewer, too, where else some processes would have none.
         revision: Branch, tag or commit on the hub; None: the newest.
         tokenizer: The folder that its tokenizer and chat template are loaded from; None: `path`.
