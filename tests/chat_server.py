@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,11 +19,20 @@ class Fault(Exception):
         self.headers = headers or {}
 
 
+@dataclass
+class Reply:
+    """An answer with more than its text; None leaves the field out."""
+
+    text: str | None
+    finish_reason: Any = "stop"
+    num_tokens: Any = None
+
+
 class ChatServer:
     """Answers chats with `reply(request)`; counts requests, and how many ran at once.
 
     Args:
-        reply: Gets the request's JSON and returns the answer's text, or raises Fault.
+        reply: Gets the request's JSON and returns the answer's text or a Reply, or raises Fault.
         models: What /v1/models lists; None: it answers 404, as some servers do.
         api_key: Refuse requests without it.
         delay_s: Seconds that each answer takes.
@@ -30,7 +40,7 @@ class ChatServer:
 
     def __init__(
         self,
-        reply: Callable[[dict[str, Any]], str],
+        reply: Callable[[dict[str, Any]], str | Reply],
         models: tuple[str, ...] | None = ("small",),
         api_key: str | None = None,
         delay_s: float = 0.0,
@@ -110,13 +120,18 @@ class ChatServer:
             self.most_at_once = max(self.most_at_once, self._at_once)
         try:
             time.sleep(self.delay_s)
-            text = self.reply(request)
+            reply = self.reply(request)
         finally:
             with self._lock:
                 self._at_once -= 1
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "small", "choices": [choice]})
+        reply = Reply(reply) if isinstance(reply, str) else reply
+        choice = {"index": 0, "message": {"role": "assistant", "content": reply.text}}
+        if reply.finish_reason is not None:
+            choice["finish_reason"] = reply.finish_reason
+        body = {"id": "1", "object": "chat.completion", "created": 0, "model": "small", "choices": [choice]}
+        if reply.num_tokens is not None:
+            body["usage"] = {"prompt_tokens": 3, "completion_tokens": reply.num_tokens, "total_tokens": 3}
+        return json.dumps(body)
 
     def _send(self, handler: BaseHTTPRequestHandler, status: int, body: str, headers: dict[str, str]) -> None:
         data = body.encode()

@@ -7,7 +7,8 @@ runs/NAME/
     checkpoints/       step-N/, each with a manifest written last
     final/             the trained model (plain checkpoint, or LoRA adapter); its presence means "finished"
     probe.safetensors  token ids and the trained model's logits on them, for the proof in `export`
-    scores/            results of `eval` on this run
+    scores/            results of `eval`: TASK/ of this run, base/TASK/ of the model that it started from, and
+                       against-base/TASK/ their comparison
     environment.json   versions, devices and hosts of the ranks
     events.jsonl       what happened: starts, resumes, saves, warnings, stops, each with its time
     report.html        the run on one page, rewritten as it goes on
@@ -73,6 +74,16 @@ class RunFolder:
     def scores(self) -> Path:
         """Folder of evaluation results, one folder a task."""
         return self.path / "scores"
+
+    @property
+    def base_scores(self) -> Path:
+        """Folder of the results of the model that the run started from, one folder a task."""
+        return self.scores / "base"
+
+    @property
+    def against_base(self) -> Path:
+        """Folder of the comparisons of both, one folder a task."""
+        return self.scores / "against-base"
 
     @property
     def environment(self) -> Path:

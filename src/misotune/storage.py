@@ -6,9 +6,13 @@ import hashlib
 import os
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from misotune.errors import RunError, UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -29,6 +33,51 @@ def write_whole(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     written.replace(path)
+
+
+def check_own_folder(folder: Path, mark: str, what: str) -> None:
+    """Makes sure that a folder may be written: it is free or empty, or holds an older one of its kind to be replaced.
+
+    Args:
+        folder: The folder, as the user named it with `--out`.
+        mark: The file that every folder of this kind holds.
+        what: What the folder holds, in words.
+
+    Raises:
+        UsageError: `folder` is a file, holds something else, or is the working directory.
+    """
+    if not folder.name:
+        # It is exchanged with a new one, and whoever stands in it would be left standing in the old one.
+        raise UsageError(f"{folder}: the working directory cannot be replaced; name a folder in it with --out")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; name a folder with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise UsageError(f"{folder}: holds files that are no {what}; name another folder with --out")
+
+
+@contextmanager
+def whole_folder(folder: Path, what: str) -> Iterator[Path]:
+    """Gives an empty folder to write into, which takes the place of `folder` when all is written.
+
+    When an error ends the writing, nothing of it stays and `folder` is as it was.
+
+    Args:
+        folder: Its place; what is there is replaced: see `check_own_folder`.
+        what: What the folder holds, in words.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        replace_folder(partial, folder)
+    except OSError as error:
+        raise RunError(f"{folder}: the {what} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace_folder(written: Path, folder: Path) -> None:

@@ -51,6 +51,15 @@ def test_two_runs_are_compared_in_tables_with_a_verdict(misotune_compare):
     assert "Name fruit" not in out
 
 
+def test_clusters_are_noted(misotune_compare, tmp_path):
+    for name in ("base", "tuned"):
+        file = tmp_path / "runs" / name / "scores" / "ifeval" / "samples.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({**entry, "cluster": entry["key"] % 8}) + "\n" for entry in rows))
+    out = misotune_compare("runs/base", "runs/tuned").stdout
+    assert "note: the 40 prompts make up 8 clusters that share a text; intervals, noise and tests take each" in out
+
+
 def test_show_prints_so_many_wins_with_both_texts_as_they_are(misotune_compare):
     out = misotune_compare("runs/base", "runs/tuned", "--show", 2).stdout
     assert out.count("B higher: key") == 2

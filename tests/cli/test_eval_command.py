@@ -190,7 +190,10 @@ def test_a_model_on_a_server_is_evaluated_and_a_server_that_died_costs_nothing_t
     with ChatServer(lambda request: "Rain.") as server:
         result = misotune_eval(*arguments, server.url)
     assert "ifeval: 1 of 2 responses kept from the interrupted evaluation" in result.stderr
-    assert f"s at {server.url}/v1, 1 requests at a time; 1 responses kept from the" in result.stdout
+    assert (
+        f"s at {server.url}/v1, 1 requests at a time; 0 responses cut at 1280 tokens; 1 responses kept from the"
+        in result.stdout
+    )
     assert len(server.requests) == 1
     scores = json.loads((tmp_path / "scores" / "small" / "ifeval" / "scores.json").read_text())
     assert (scores["settings"]["backend"], scores["generation"]["num_kept"]) == ("endpoint", 1)
@@ -224,7 +227,7 @@ def test_ctrl_c_keeps_the_responses_of_all_tasks_and_fresh_forgets_them(misotune
     arguments = ["ifeval", "--data", "data.jsonl", "--model", tiny_model_dir, "--max-new-tokens", 3, "--batch-size", 1]
     for expected, extra in ((1, []), (None, ["--fresh"])):
         with monkeypatch.context() as patch:
-            patch.setattr("misotune.cli.eval.generation_progress", interrupt_at(1))
+            patch.setattr("misotune.cli.eval_run.generation_progress", interrupt_at(1))
             # click turns Ctrl-C into an exit of its own
             interrupted = misotune_eval(*arguments)
         assert interrupted.exit_code != 0
@@ -239,13 +242,13 @@ def test_a_task_that_was_whole_before_the_interruption_is_not_generated_again(
 ):
     arguments = ["starter", "ifeval", "--limit", 2, "--model", tiny_model_dir, "--max-new-tokens", 3]
     rows = [("a", ROW), ("b", {**ROW, "key": 2, "prompt": "x"})]
-    monkeypatch.setattr("misotune.evaluation.tasks._hub_rows", lambda: rows)
+    monkeypatch.setattr("misotune.evaluation.tasks._ifeval_rows", lambda name, options: ("hub", rows))
 
     def progress(task, num_prompts, console):
         return interrupt_at(1 if task == "ifeval" else 9)(task, num_prompts, console)
 
     with monkeypatch.context() as patch:
-        patch.setattr("misotune.cli.eval.generation_progress", progress)
+        patch.setattr("misotune.cli.eval_run.generation_progress", progress)
         misotune_eval(*arguments)
     result = misotune_eval(*arguments)
     assert "starter: 2 of 2 responses kept" in result.stderr

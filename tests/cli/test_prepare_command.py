@@ -90,7 +90,7 @@ def test_a_wrong_command_is_one_line_and_code_2(run, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--api-key-env", "NO_SUCH_KEY"], "--api-key-env NO_SUCH_KEY: no such environment variable, or it is empty"),
+        (["--api-key-env", "NO_SUCH_KEY"], "the environment variable NO_SUCH_KEY holds no API key; set it: export"),
         (["--endpoint", "localhost"], "localhost"),
     ],
 )

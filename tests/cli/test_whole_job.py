@@ -71,6 +71,10 @@ def test_quickstart_ends_with_the_table(in_folder, tiny_model_dir, capsys):
     assert "starter: 68 held-out prompts, accuracy in percent" in said
     assert Path("exports/quickstart/config.json").is_file()
     assert Path("runs/quickstart/scores/starter/samples.jsonl").is_file()
+    assert "against its base model: starter prompt strict did not change beyond the noise" in said
+    before = Path("runs/quickstart/scores/base/starter/scores.json").read_text()
+    assert before == Path("scores", tiny_model_dir.name, "starter", "scores.json").read_text()
+    assert "Against its base model: starter prompt strict" in Path("exports/quickstart/README.md").read_text()
 
 
 def test_error_is_one_line_with_its_exit_code(in_folder, capsys):

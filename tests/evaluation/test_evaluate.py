@@ -117,15 +117,16 @@ def test_the_settings_name_the_backend_and_nothing_is_left_beside_a_whole_result
 def test_a_model_on_a_server_is_scored_by_the_name_it_has_there(task, tmp_path):
     from tests.chat_server import ChatServer
 
+    from misotune.chat.server import Server
     from misotune.evaluation.backends.endpoint import EndpointBackend
 
     with ChatServer(lambda request: "Rain falls.", models=("/models/small",)) as server:
-        backend = EndpointBackend(server.url, "/models/small")
+        backend = EndpointBackend(Server(server.url, "/models/small"))
         scores = evaluate_model("/models/small", task, out=tmp_path / "r", backend=backend)
     assert scores.model == "/models/small"
     assert scores.settings["endpoint"] == f"{server.url}/v1"
     assert scores.figures["inst_level_strict_acc"] == 2 / 3
-    assert scores.generation["num_cut"] is None
+    assert (scores.generation["num_new_tokens"], scores.generation["num_cut"]) == (None, 0)
 
 
 EVALUATE = """

@@ -34,25 +34,73 @@ def test_a_verifier_that_draws_at_random_is_noted(tmp_path):
     )
 
 
-def test_the_hubs_rows_are_read_without_their_nulls(monkeypatch):
+@pytest.fixture
+def hub(monkeypatch):
+    """Puts a function in the place of `datasets.load_dataset`."""
+    import datasets
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return lambda load: monkeypatch.setattr(datasets, "load_dataset", load)
+
+
+@pytest.mark.parametrize("name", ["ifeval", "ifeval-flatten"])
+def test_the_hubs_rows_are_read_without_their_nulls(hub, ifeval_prompts, name):
     import datasets
 
-    rows = datasets.Dataset.from_list([{**ROW, "kwargs": [{"num_words": None, "relation": None}]}])
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
-    task = load_task("ifeval", TaskOptions(offline=True))
-    assert [dict(entry) for entry in task.prompts[0].kwargs] == [{}]
+    first = ifeval_prompts[0]
+    nulls = {"num_words": None, "relation": None, "num_highlights": None, "prompt_to_repeat": None}
+    rows = datasets.Dataset.from_list(
+        [
+            {
+                "key": first.key,
+                "prompt": first.prompt,
+                "instruction_id_list": list(first.instruction_id_list),
+                "kwargs": [{**nulls, **entry} for entry in first.kwargs],
+            }
+        ]
+    )
+    asked = []
+    hub(lambda name, configuration, *, split, revision: asked.append((name, split)) or rows)
+    task = load_task(name, TaskOptions(offline=True))
+    assert [dict(entry) for prompt in task.prompts for entry in prompt.kwargs] == [dict(e) for e in first.kwargs]
+    assert len(task.prompts) == {"ifeval": 1, "ifeval-flatten": len(first.kwargs)}[name]
     assert task.source == "google/IFEval"
+    assert task.prompts[0].where.startswith("google/IFEval: row 1")
+    assert asked == [("google/IFEval", "train")]
 
 
-def test_a_hub_out_of_reach_names_the_way_out(monkeypatch):
-    import datasets
-
-    def fail(name, split):
+def test_a_hub_out_of_reach_names_the_way_out(hub):
+    def fail(*_, **__):
         raise ConnectionError("Couldn't reach 'google/IFEval' on the Hub\nmore lines")
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(RunError, match=r"\(Couldn't reach 'google/IFEval' on the Hub\); give .* with --data FILE"):
+    hub(fail)
+    way_out = r"\(Couldn't reach 'google/IFEval' on the Hub\); .*: misotune eval ifeval --data input_data.jsonl"
+    with pytest.raises(RunError, match=way_out):
         load_task("ifeval")
+
+
+@pytest.mark.parametrize("name", ["complexbench", "needle"])
+def test_a_task_that_has_no_prompts_without_data_says_what_data_it_needs(name):
+    with pytest.raises(UsageError, match=rf"task '{name}' needs --data: (data_final.json|the text to hide it in)"):
+        load_task(name)
+
+
+def test_a_needle_for_a_model_elsewhere_asks_for_its_tokenizer(tmp_path):
+    (tmp_path / "essays.txt").write_text("Rain fell. " * 100)
+    with pytest.raises(UsageError, match=r"with --endpoint or --responses name the tokenizer, .* --tokenizer NAME"):
+        load_task("needle", TaskOptions(data=tmp_path / "essays.txt"))
+
+
+@pytest.mark.usefixtures("punkt")
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_limit_takes_prompts_before_they_are_flattened(shared_data, limit):
+    path = shared_data / "ifeval" / "input_data.jsonl"
+    every = load_task("ifeval", TaskOptions(data=path, offline=True)).prompts
+    task = load_task("ifeval-flatten", TaskOptions(data=path, limit=limit, offline=True))
+    taken = every[:limit]
+    assert [p.key for p in task.prompts] == [f"{p.key}-{n}" for p in taken for n in range(len(p.kwargs))]
+    assert len(task.all_prompts) == sum(len(p.kwargs) for p in every) == 834
 
 
 def test_an_unknown_task_names_the_nearest_and_all():

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tests.export.conftest import start_run
 
 from misotune.errors import RunError
 from misotune.export.base import hub_id, read_license
@@ -107,3 +108,20 @@ def test_the_card_has_metadata_that_the_hub_reads_and_the_scores(tmp_path):
     assert data.base_model == "some/model"
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "text-generation", None)
     assert "| ifeval | 541 | 50.00 | 25.00 | 75.00 | 100.00 |" in card
+
+
+@pytest.mark.parametrize(
+    ("plan", "rows"),
+    [
+        (
+            {"weighting": "fixed", "weights": {"full": 0.5, "base": 0.125}, "loss": "instruction_mean"},
+            ["| weights by role | full 0.5, base 0.125 |", "| loss taken as | instruction_mean |"],
+        ),
+        ({"weighting": "uniform", "weights": None, "loss": "token_mean"}, ["| loss taken as | token_mean |"]),
+    ],
+)
+def test_the_card_says_how_the_loss_was_taken(tmp_path, plan, rows):
+    run = start_run(tmp_path / "r", "some/model")
+    run.plan.write_text(json.dumps(plan))
+    card = model_card("r", run, load_recipe(run.recipe).recipe, PROOF, None)
+    assert [line for line in card.splitlines() if line.startswith(("| weights", "| loss taken"))] == rows

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from misotune import packages
 from misotune.errors import UsageError
-from misotune.export.card import proof_lines
 from misotune.export.export import export_run
+from misotune.export.sentences import proof_sentences
 from misotune.quantization import check_bitsandbytes, exact_products, keep_layout, quantization_settings
 from misotune.recipe.checking import check_recipe
 from misotune.training.prepared import Watcher, prepare_run
@@ -79,7 +79,7 @@ def test_the_export_is_the_model_that_was_trained(make_recipe, tmp_path, kind, p
     assert report.merge.quantization == kind
     assert report.merge.quantization_shift > (2e-2 if kind == "nf4" else 1e-3)
     assert "quantization_config" not in json.loads((tmp_path / "exports" / "merged" / "config.json").read_text())
-    (line,) = [line for line in proof_lines(report.proof, report.merge) if "quantised" in line]
+    (line,) = [line for line in proof_sentences(report.proof, report.merge) if "quantised" in line]
     assert f"quantised to {kind}: the adapter is merged into those quantised weights, written out in float32" in line
 
 

@@ -9,7 +9,6 @@ FOLDER/
 
 import csv
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +17,7 @@ from typing import Any
 from misotune.analysis.continuations import Continuation
 from misotune.analysis.dilution import Dilution
 from misotune.analysis.plots import draw_dilution
-from misotune.errors import RunError, UsageError
-from misotune.storage import replace_folder
+from misotune.storage import check_own_folder, whole_folder
 
 RESULT_FILE = "dilution.json"
 SHARES_FILE = "dilution.csv"
@@ -33,10 +31,7 @@ def check_result_folder(folder: Path) -> None:
     Raises:
         UsageError: `folder` is a file, or a folder that holds something else.
     """
-    if folder.is_file():
-        raise UsageError(f"{folder}: is a file; name a folder with --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / RESULT_FILE).is_file():
-        raise UsageError(f"{folder}: holds files that are no result of inspect dilution; name another with --out")
+    check_own_folder(folder, RESULT_FILE, "result of inspect dilution")
 
 
 def write_result(
@@ -56,10 +51,7 @@ def write_result(
         RunError: The folder cannot be written.
     """
     check_result_folder(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with whole_folder(folder, "result") as partial:
         text = json.dumps(result, indent=2, ensure_ascii=False)
         (partial / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
         _write_shares(partial / SHARES_FILE, dilution)
@@ -67,9 +59,6 @@ def write_result(
         if texts:
             lines = (json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts)
             (partial / TEXTS_FILE).write_text("".join(lines), encoding="utf-8")
-        replace_folder(partial, folder)
-    except OSError as error:
-        raise RunError(f"{folder}: the result cannot be written: {error.strerror or error}") from error
 
 
 def _write_shares(path: Path, dilution: Dilution) -> None:

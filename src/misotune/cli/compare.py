@@ -91,7 +91,8 @@ def show_comparison(
 
 
 def _print_pair(comparison: "Comparison", pair: "ResultPair", num_shown: int, console: Console) -> None:
-    from misotune.evaluation.comparison.words import lettered_names, metric_name, sentence
+    from misotune.evaluation.comparison.words import lettered_names, sentence
+    from misotune.report.figure_names import figure_name
 
     names = {name[0]: name for name in lettered_names(comparison.results)}
     both = " and ".join(names[letter] for letter in pair.letters)
@@ -102,14 +103,14 @@ def _print_pair(comparison: "Comparison", pair: "ResultPair", num_shown: int, co
         # Most types are often alike to the last verdict; the page lists them too.
         shown = [line for line in lines if line.num_a_higher or line.num_b_higher]
         left_out = f"; {len(lines) - len(shown)} with no difference left out" if len(shown) < len(lines) else ""
-        what = f"{metric_name(lines[0].metric)} by {kind}; p corrected for {len(lines)} lines (Holm){left_out}"
+        what = f"{figure_name(lines[0].metric)} by {kind}; p corrected for {len(lines)} lines (Holm){left_out}"
         _print_table(_table(what, kind, pair, shown), console)
     for note in pair.notes:
         console.print(f"note: {note}", markup=False)
     console.print(sentence(pair.main, pair.letters), markup=False, style="bold")
     a, b = pair.letters
     console.print(
-        f"{metric_name(pair.main_metric)}: {b} higher on {len(pair.wins):,} and lower on {len(pair.losses):,} of "
+        f"{figure_name(pair.main_metric)}: {b} higher on {len(pair.wins):,} and lower on {len(pair.losses):,} of "
         f"{pair.main.num_prompts:,} prompts\n"
     )
     _print_texts(f"{b} higher", pair, pair.wins[:num_shown], console)
@@ -128,6 +129,7 @@ def _table(
 ) -> Table:
     from misotune.evaluation.comparison import words
     from misotune.evaluation.comparison.difference import verdict
+    from misotune.report.figure_names import figure_name
 
     table = Table(title=escape(title), title_justify="left")
     table.add_column(heading, overflow="fold")
@@ -137,7 +139,7 @@ def _table(
     table.add_column("verdict", no_wrap=True)
     for line in lines:
         table.add_row(
-            escape(words.metric_name(line.metric) if line.label == "all" else line.label),
+            escape(figure_name(line.metric) if line.label == "all" else line.label),
             f"{line.num_prompts if line.num_parts is None else line.num_parts:,}",
             words.percent(line.a),
             words.percent(line.b),

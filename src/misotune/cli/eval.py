@@ -3,25 +3,31 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from misotune.cli import eval_options as options
-from misotune.cli.eval_progress import generation_progress
+from misotune.cli.eval_checks import check_files, check_options, tasks_of
+from misotune.cli.eval_model import LocalModel, find_source, open_server
+from misotune.cli.eval_run import Asking, discard, score_base
 from misotune.cli.eval_tables import print_json, print_tables
 from misotune.errors import UsageError
-from misotune.runs import newest_finished_run
 
 if TYPE_CHECKING:
-    from misotune.evaluation.backends.base import Backend
-    from misotune.evaluation.backends.chat_model import ChatModel
     from misotune.evaluation.complexbench.judge import JudgeOptions
     from misotune.evaluation.context.model_tokens import ModelTokens
+    from misotune.evaluation.harness.loading import HarnessTask
+    from misotune.evaluation.harness.options import HarnessOptions
     from misotune.evaluation.models import ModelSource
     from misotune.evaluation.scores import Scores
     from misotune.evaluation.task import Task
+    from misotune.evaluation.tasks import TaskOptions
+    from misotune.report.against_base import AgainstBase
+
+    AnyTask = Task | HarnessTask
 
 _JUDGE_CACHE = Path("scores") / ".cache" / "judge.sqlite"
 
@@ -32,11 +38,13 @@ def evaluate(
     data: options.Data = None,
     responses: options.Responses = None,
     flatten: options.Flatten = False,
+    base: options.Base = False,
     compare: options.Compare = None,
     limit: options.Limit = None,
     out: options.Out = None,
     max_new_tokens: options.MaxNewTokens = None,
     batch_size: options.BatchSize = None,
+    num_processes: options.NumProcesses = None,
     dtype: options.Dtype = None,
     as_json: options.AsJson = False,
     offline: options.Offline = False,
@@ -44,6 +52,9 @@ def evaluate(
     endpoint: options.Endpoint = None,
     api_key_env: options.ApiKeyEnv = None,
     concurrency: options.Concurrency = None,
+    num_fewshot: options.NumFewshot = None,
+    include_path: options.IncludePath = None,
+    run_model_code: options.RunModelCode = False,
     judge_endpoint: options.JudgeEndpoint = None,
     judge_model: options.JudgeModel = None,
     judge_api_key_env: options.JudgeApiKeyEnv = None,
@@ -55,45 +66,29 @@ def evaluate(
     needle_depths: options.NeedleDepths = 11,
     needle_min_length: options.NeedleMinLength = 200,
     needle_max_length: options.NeedleMaxLength = None,
+    tokenizer: options.Tokenizer = None,
 ) -> None:
     """Score a model on one task or several.
 
     Responses are greedy. An evaluation that was interrupted goes on where it was, by the same command.
     """
+    given = dict(locals())
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's client reads this once, when it is imported below
-    tasks = _tasks_of(tasks, flatten=flatten)
-    _check_files(tasks, data, responses)
-    if responses is not None:
-        _refuse(
-            "--responses scores texts made elsewhere", model=model, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, dtype=dtype, fresh=fresh or None, endpoint=endpoint, api_key_env=api_key_env,
-            concurrency=concurrency,
-        )  # fmt: skip
-    elif endpoint is None:
-        _refuse("only --endpoint URL has a use for it", api_key_env=api_key_env, concurrency=concurrency)
-    else:
-        _refuse("the server at --endpoint decides that", batch_size=batch_size, dtype=dtype)
+    names = tasks_of(tasks, flatten=flatten)
+    check_files(names, data, responses)
+    check_options(names, given)
     chosen_language = _language(language)
-    server = None if endpoint is None else _server(endpoint, model, api_key_env, concurrency)
+    _check_names(names, include_path)
+    server = None if endpoint is None else open_server(endpoint, model, api_key_env, concurrency)
     messages = Console(stderr=True, soft_wrap=True, highlight=False)
 
-    from misotune.evaluation.tasks import NeedleGrid, TaskOptions, load_task
+    from misotune.evaluation.harness.options import HarnessOptions
+    from misotune.evaluation.tasks import NeedleGrid, TaskOptions
 
-    if "complexbench" in tasks:
-        judge = _judge(judge_endpoint, judge_model, judge_api_key_env, judge_cache, judge_prompts, judge_concurrency)
-    else:
-        _refuse(
-            "only the task complexbench has a judge", judge_endpoint=judge_endpoint, judge_model=judge_model,
-            judge_api_key_env=judge_api_key_env, judge_cache=judge_cache, judge_prompts=judge_prompts,
-            judge_concurrency=judge_concurrency,
-        )  # fmt: skip
-        judge = None
-    source = None if responses is not None else _find_source(model, messages, is_served=server is not None)
-    # The needle test counts in the model's own tokens.
-    loaded = (
-        _load(source, dtype or "auto", messages) if "needle" in tasks and source is not None and not server else None
-    )
+    source = None if responses is not None else find_source(model, messages, is_served=server is not None)
+    base_source = _base_of(source) if base and source is not None else None
+    judge = _judge(judge_endpoint, judge_model, judge_api_key_env, judge_cache, judge_prompts, judge_concurrency)
     task_options = TaskOptions(
         data=data,
         limit=limit,
@@ -101,7 +96,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         judge=judge,
         language=chosen_language,
-        tokens=None if loaded is None else _tokens_of(loaded),
+        tokens=_tokens(tokenizer, source, is_served=server is not None) if "needle" in names else None,
         needle=NeedleGrid(
             num_lengths=needle_lengths,
             num_depths=needle_depths,
@@ -109,59 +104,61 @@ def evaluate(
             max_length=needle_max_length,
         ),
     )
-    ready = [load_task(name, task_options) for name in tasks]
+    harness_options = HarnessOptions(
+        data=data,
+        include_path=include_path,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        run_model_code=run_model_code,
+    )
+    ready = [_load(name, task_options, harness_options, is_served=server is not None) for name in names]
     folders = [None if out is None else out if len(ready) == 1 else out / task.name for task in ready]
     if source is None:
-        from misotune.evaluation.evaluate import evaluate_responses
-
         assert responses is not None
-        found = [
-            evaluate_responses(responses, task, out=folder, offline=offline)
-            for task, folder in zip(ready, folders, strict=True)
-        ]
-    else:
-        places = [folder or source.result_folder(task.name) for task, folder in zip(ready, folders, strict=True)]
-        _check_folders(places, fresh)
-        backend = server or _hf_backend(loaded or _load(source, dtype or "auto", messages), batch_size)
-        found = _evaluate_all(source, backend, ready, places, messages, max_new_tokens=max_new_tokens)
-    _show(found, source, compare or [], as_json=as_json)
+        _show(_score_responses(responses, ready, folders), None, compare or [], as_json=as_json)
+        return
+    places = [folder or source.result_folder(task.name) for task, folder in zip(ready, folders, strict=True)]
+    _check_folders(places, fresh)
+    asking = Asking(messages, harness_options, max_new_tokens)
+    opened = LocalModel(source, messages, dtype=dtype or "auto", batch_size=batch_size, num_processes=num_processes)
+    with opened if server is None else nullcontext(server) as answering:
+        found = asking.score_all(source, answering, ready, places)
+    if base_source is not None:
+        score_base(asking, source, base_source, ready, found, batch_size, num_processes)
+    discard(places)  # only now: the same command would not ask the first task's prompts again
+    _show(found, source if out is None else None, compare or [], as_json=as_json)
 
 
-def _tasks_of(tasks: Sequence[str], *, flatten: bool) -> list[str]:
-    from misotune.evaluation.tasks import check_task_name
+def _check_names(names: Sequence[str], include_path: Path | None) -> None:
+    from misotune.evaluation.tasks import TASKS
 
-    for name in tasks:
-        check_task_name(name)
-    if len(set(tasks)) < len(tasks):
-        raise UsageError(f"a task is named twice: {' '.join(tasks)}")
-    if flatten and "ifeval" not in tasks:
-        raise UsageError("--flatten belongs to the task ifeval")
-    return [*tasks, *(["ifeval-flatten"] if flatten and "ifeval-flatten" not in tasks else [])]
+    for name in names:
+        if name not in TASKS:
+            from misotune.evaluation.harness.catalog import find_tasks
+
+            find_tasks(name, include_path)
 
 
-def _check_files(tasks: Sequence[str], data: Path | None, responses: Path | None) -> None:
-    for flag, value in (("--data", data), ("--responses", responses)):
-        # IFEval and IFEval-Flatten are made of one file, and may be answered by one.
-        if value is not None and len(tasks) > 1 and set(tasks) != {"ifeval", "ifeval-flatten"}:
-            raise UsageError(f"{flag} belongs to one task; evaluate {' and '.join(tasks)} one by one")
-        if value is not None and not value.exists():
-            raise UsageError(f"{flag} {value}: no such file")
+def _load(name: str, task_options: "TaskOptions", harness_options: "HarnessOptions", *, is_served: bool) -> "AnyTask":
+    from misotune.evaluation.tasks import TASKS, load_task
+
+    if name in TASKS:
+        return load_task(name, task_options)
+
+    from misotune.evaluation.harness.loading import load_harness_task
+
+    return load_harness_task(name, harness_options, is_served=is_served)
 
 
-def _refuse(reason: str, **given: object) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise UsageError(f"{reason}; leave out --{name.replace('_', '-')}")
+def _tokens(tokenizer: str | None, source: "ModelSource | None", *, is_served: bool) -> "ModelTokens | None":
+    """Returns how the model that answers counts tokens; None: the task says how to tell it."""
+    from misotune.evaluation.context.model_tokens import load_model_tokens
 
-
-def _server(endpoint: str, model: str | None, api_key_env: str | None, concurrency: int | None) -> "Backend":
-    from misotune.chat_api import read_api_key
-    from misotune.evaluation.backends.endpoint import DEFAULT_CONCURRENCY, EndpointBackend
-
-    if model is None:
-        raise UsageError("--endpoint URL needs --model NAME: the model as the server calls it")
-    api_key = read_api_key(api_key_env)
-    return EndpointBackend(endpoint, model, api_key=api_key, concurrency=concurrency or DEFAULT_CONCURRENCY)
+    if source is None or is_served:
+        return None if tokenizer is None else load_model_tokens(tokenizer)
+    return load_model_tokens(source.path)
 
 
 def _judge(
@@ -172,15 +169,19 @@ def _judge(
     prompts: Path | None,
     concurrency: int | None,
 ) -> "JudgeOptions | None":
-    from misotune.chat_api import read_api_key
+    from misotune.chat.server import DEFAULT_CONCURRENCY, Server, read_api_key
     from misotune.evaluation.complexbench.judge import JudgeOptions
 
     if endpoint is None or model is None:
         return None  # the task says what it needs
-    api_key = read_api_key(api_key_env)
-    return JudgeOptions(
-        endpoint, model, cache or _JUDGE_CACHE, prompts=prompts, api_key=api_key, concurrency=concurrency or 8
+    server = Server(
+        endpoint,
+        model,
+        read_api_key(api_key_env),
+        concurrency or DEFAULT_CONCURRENCY,
+        key_option="--judge-api-key-env",
     )
+    return JudgeOptions(server, cache or _JUDGE_CACHE, prompts=prompts)
 
 
 def _language(name: str) -> "options.Language":
@@ -189,88 +190,36 @@ def _language(name: str) -> "options.Language":
     return name
 
 
-def _find_source(model: str | None, messages: Console, *, is_served: bool) -> "ModelSource":
-    from misotune.evaluation.models import ModelSource, find_model, source_of_run
-
-    if model is not None:
-        return ModelSource(model, model) if is_served else find_model(model)
-    run = newest_finished_run()
-    messages.print(f"evaluating the newest finished run: {run.path}")
-    return source_of_run(run)
-
-
 def _check_folders(folders: Sequence[Path], fresh: bool) -> None:
     """Checks that results may be written there; with `fresh`, forgets the responses kept for them."""
-    from misotune.evaluation.backends.response_cache import discard_responses
     from misotune.evaluation.results import check_result_folder
 
     for folder in folders:
         check_result_folder(folder)
-        if fresh:
-            discard_responses(folder)
+    if fresh:
+        discard(folders)
 
 
-def _load(source: "ModelSource", dtype: str, messages: Console) -> "ChatModel":
-    messages.print(f"loading {source.path}")
+def _score_responses(responses: Path, tasks: Sequence["AnyTask"], folders: Sequence[Path | None]) -> list["Scores"]:
+    from misotune.evaluation.evaluate import evaluate_responses
+    from misotune.evaluation.task import Task
 
-    from misotune.evaluation.backends.chat_model import load_chat_model
-
-    return load_chat_model(source.path, dtype=dtype)
-
-
-def _tokens_of(loaded: "ChatModel") -> "ModelTokens":
-    from misotune.evaluation.context.model_tokens import ModelTokens
-
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return ModelTokens.of(loaded.tokenizer, context)
+    own = [task for task in tasks if isinstance(task, Task)]
+    return [evaluate_responses(responses, task, out=folder) for task, folder in zip(own, folders, strict=True)]
 
 
-def _hf_backend(loaded: "ChatModel", batch_size: int | None) -> "Backend":
-    from misotune.evaluation.backends.hf import HfBackend
+def _base_of(source: "ModelSource") -> "ModelSource":
+    from misotune.evaluation.base_scores import base_of
 
-    return HfBackend(loaded, batch_size)
-
-
-def _evaluate_all(
-    source: "ModelSource",
-    backend: "Backend",
-    tasks: Sequence["Task"],
-    folders: Sequence[Path],
-    messages: Console,
-    *,
-    max_new_tokens: int | None,
-) -> list["Scores"]:
-    from misotune.evaluation.backends.response_cache import discard_responses
-    from misotune.evaluation.evaluate import evaluate_model
-
-    found: list[Scores] = []
-    for task, folder in zip(tasks, folders, strict=True):
-        try:
-            with generation_progress(task.name, len(task.prompts), messages) as on_progress:
-                found.append(
-                    evaluate_model(
-                        source,
-                        task,
-                        out=folder,
-                        max_new_tokens=max_new_tokens,
-                        backend=backend,
-                        keep_responses=True,
-                        on_progress=on_progress,
-                    )
-                )
-        except KeyboardInterrupt:
-            messages.print(f"{task.name}: responses so far are kept; the same command goes on from there")
-            raise
-    for folder in folders:  # only now: the same command would not ask the first task's prompts again
-        discard_responses(folder)
-    return found
+    return base_of(source)
 
 
 def _show(found: Sequence["Scores"], source: "ModelSource | None", compared: Sequence[Path], *, as_json: bool) -> None:
+    against_base = _against_base(found, source)
     if as_json:
-        print_json(found)
+        print_json(found, against_base)
         return
-    print_tables(found)
+    print_tables(found, against_base)
     for scores in found if compared else ():
         from misotune.cli.compare import show_comparison
         from misotune.evaluation.comparison.compare import compare_results
@@ -279,3 +228,14 @@ def _show(found: Sequence["Scores"], source: "ModelSource | None", compared: Seq
         show_comparison(compare_results([compared[0], scores.folder, *compared[1:]], task=scores.task))
     if source is not None and source.run is not None:
         sys.stdout.write(f"next: misotune export {source.run.path}\n")
+
+
+def _against_base(found: Sequence["Scores"], source: "ModelSource | None") -> "dict[str, AgainstBase]":
+    """Returns what training changed, by task, where the run keeps its base model's scores too."""
+    if source is None or source.run is None:
+        return {}
+
+    from misotune.evaluation.base_scores import compare_with_base
+
+    changes = {scores.task: compare_with_base(source.run, scores.task) for scores in found}
+    return {task: change for task, change in changes.items() if change is not None}

@@ -10,12 +10,14 @@ Language = Literal["zh", "en"]
 _JUDGE = "ComplexBench's judge"
 _NEEDLE = "The needle test"
 _ENDPOINT = "Another server's model"
+_HARNESS = "Tasks of lm-eval"
 
 Tasks = Annotated[
     list[str],
     typer.Argument(
         metavar="TASK...",
-        help="ifeval, ifeval-flatten, complexbench, needle, squad, squad_v2, quac, drop, starter.",
+        help="ifeval, ifeval-flatten, complexbench, needle, squad, squad_v2, quac, drop, starter; or any task of "
+        "lm-eval, such as gsm8k, mmlu, humaneval_instruct.",
         show_default=False,
     ),
 ]
@@ -25,13 +27,16 @@ Model = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The task's prompts: its published file, .gz too. (default: the hub's)"),
+    typer.Option(
+        metavar="FILE",
+        help="The task's prompts: its published file, .gz too. (default: the hub's; complexbench and needle need it)",
+    ),
 ]
 Responses = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Score these responses, no model: JSONL of prompt and response, or key and response.",
+        help="Score these responses, no model: JSONL of prompt or key, and response; ComplexBench's published files.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")]
@@ -43,7 +48,15 @@ MaxNewTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Longest response in tokens. (default: the task's own)"),
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Prompts generated at once. (default: 64)")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Prompts generated at once. (default: 128)")]
+NumProcesses = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes, each with the whole model on a GPU of its own; on a CPU they share the cores. "
+        "(default: as many as GPUs can be seen; 1 on a CPU)",
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(help="auto (as the weights are stored), bfloat16 or float32. (default: auto)"),
@@ -65,6 +78,32 @@ ApiKeyEnv = Annotated[
 ]
 Concurrency = Annotated[
     int | None, typer.Option(min=1, help="Requests at a time. (default: 8)", rich_help_panel=_ENDPOINT)
+]
+Base = Annotated[
+    bool,
+    typer.Option(
+        "--base",
+        help="Score the model that the run started from, too, and say what training gained or lost. Its scores are "
+        "kept in the run.",
+    ),
+]
+NumFewshot = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Examples in front of each question. (default: the task's own number)", rich_help_panel=_HARNESS
+    ),
+]
+IncludePath = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Your own tasks, as YAML files.", rich_help_panel=_HARNESS),
+]
+RunModelCode = Annotated[
+    bool,
+    typer.Option(
+        "--run-model-code",
+        help="Agree that programs which the model writes are run on this machine, without a sandbox (humaneval, mbpp).",
+        rich_help_panel=_HARNESS,
+    ),
 ]
 Flatten = Annotated[bool, typer.Option("--flatten", help="With ifeval: also score IFEval-Flatten.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
@@ -114,5 +153,13 @@ NeedleMaxLength = Annotated[
     int | None,
     typer.Option(
         min=1, help="Longest document. (default: what the context leaves, at most 8000)", rich_help_panel=_NEEDLE
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Counts lengths where --endpoint or --responses answer: a folder, a run or a hub id.",
+        rich_help_panel=_NEEDLE,
     ),
 ]

@@ -23,10 +23,11 @@ _PLAIN_STEP_S = 30.0
 
 
 @contextmanager
-def generation_progress(task: str, num_prompts: int, console: Console) -> Iterator["OnProgress"]:
+def generation_progress(task: str, num_prompts: int | None, console: Console) -> Iterator["OnProgress"]:
     """Yields a callback that draws a bar on a terminal and prints lines elsewhere.
 
-    Its first call says how many responses were kept from an interrupted evaluation.
+    Its first call says how many responses were kept from an interrupted evaluation. `num_prompts` is None where it is
+    not known before that call.
     """
     if console.is_terminal:
         columns = (
@@ -36,7 +37,9 @@ def generation_progress(task: str, num_prompts: int, console: Console) -> Iterat
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task(task, total=num_prompts, tokens="")
             yield _kept_first(
-                lambda now: progress.update(bar, completed=now.num_done, tokens=_tokens(now)), task, console
+                lambda now: progress.update(bar, total=now.num_prompts, completed=now.num_done, tokens=_tokens(now)),
+                task,
+                console,
             )
     else:
         yield _kept_first(_plain_progress(task, console), task, console)

@@ -41,7 +41,7 @@ from misotune.errors import UsageError
 from misotune.samples import MODES
 
 if TYPE_CHECKING:
-    from misotune.chat_api import AskProgress
+    from misotune.chat.api import AskProgress
     from misotune.cli.prepare_report import Progress
     from misotune.data.prepare import Step
 
@@ -187,21 +187,16 @@ def prepare(
 
 
 def _llm_step(endpoint: str, model: str, api_key_env: str | None, concurrency: int, progress: "Progress") -> "Step":
-    import os
-
+    from misotune.chat.server import Server, read_api_key
     from misotune.data.decompose.llm import LlmDecomposition
 
-    api_key = None
-    if api_key_env is not None:
-        api_key = os.environ.get(api_key_env)
-        if not api_key:
-            raise UsageError(f"--api-key-env {api_key_env}: no such environment variable, or it is empty")
+    server = Server(endpoint, model, api_key=read_api_key(api_key_env), concurrency=concurrency)
 
     def show(asked: "AskProgress") -> None:
         if asked.done % _PROGRESS_ANSWERS == 0:
             progress.show(f"{asked.done:,} answers, {asked.cached:,} of them known, {asked.failed:,} failed")
 
-    return LlmDecomposition(endpoint, model, ANSWERS, concurrency, api_key=api_key, on_progress=show)
+    return LlmDecomposition(server, ANSWERS, on_progress=show)
 
 
 app.command("backtranslate")(prepare_backtranslate.backtranslate)

@@ -13,6 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from misotune.evaluation.scores import Scores
     from misotune.recipe.resolved import ResolvedRecipe
+    from misotune.report.against_base import AgainstBase
     from misotune.runs import RunFolder
 
 RECIPE = "quickstart"
@@ -28,6 +29,7 @@ class _Results:
     export: Path
     before: "Scores"
     after: "Scores"
+    change: "AgainstBase | None"
     seconds: float
 
 
@@ -57,14 +59,17 @@ def quickstart(
     _step(console, 2, "prepare", f"the starter data in {resolved.recipe.data.path}")
     _prepare(Path(resolved.recipe.data.path), console)
     _step(console, 3, "eval", "the model before training, on the starter's held-out prompts")
-    before = _evaluate(str(model), Path("scores") / model.name / "starter", console)
+    # Both in the format of training, whichever the base model is stored in: only training is compared.
+    dtype = {"bf16": "bfloat16", "fp32": "float32"}[resolved.recipe.train.precision]
+    before = _evaluate(resolved.recipe.model.name, Path("scores") / model.name / "starter", dtype, console)
     _step(console, 4, "train", f"{resolved.recipe.miso.mode} by recipe {RECIPE}")
     run = _train(resolved, console)
     _step(console, 5, "eval", "the trained model, on the same prompts")
-    after = _evaluate(str(run.path), None, console)
+    after = _evaluate(str(run.path), None, dtype, console)
+    change = _against_base(run, before)
     _step(console, 6, "export", "a plain Hugging Face checkpoint")
     export = _export(run, console)
-    _show(_Results(resolved, run, export, before, after, time.monotonic() - started), console)
+    _show(_Results(resolved, run, export, before, after, change, time.monotonic() - started), console)
 
 
 def _step(console: Console, number: int, verb: str, what: str) -> None:
@@ -86,15 +91,15 @@ def _prepare(out: Path, console: Console) -> None:
     console.print(f"{prepared.num_rows} rows in {prepared.out}")
 
 
-def _evaluate(model: str, out: Path | None, console: Console) -> "Scores":
-    from misotune.cli.eval import generation_progress
+def _evaluate(model: str, out: Path | None, dtype: str, console: Console) -> "Scores":
+    from misotune.cli.eval_progress import generation_progress
     from misotune.evaluation.evaluate import evaluate_model
     from misotune.evaluation.tasks import load_task
 
     task = load_task("starter")
     with generation_progress(task.name, len(task.prompts), console) as on_progress:
         scores = evaluate_model(
-            model, task, out=out, max_new_tokens=_MAX_NEW_TOKENS, batch_size=68, on_progress=on_progress
+            model, task, out=out, max_new_tokens=_MAX_NEW_TOKENS, batch_size=68, dtype=dtype, on_progress=on_progress
         )
     console.print(f"strict accuracy per instruction: {100 * scores.figures['inst_level_strict_acc']:.1f} %")
     return scores
@@ -107,6 +112,14 @@ def _train(resolved: "ResolvedRecipe", console: Console) -> "RunFolder":
 
     with training_watcher(console) as watcher:
         return train(resolved.recipe, dump(resolved), overwrite=True, watcher=watcher)
+
+
+def _against_base(run: "RunFolder", before: "Scores") -> "AgainstBase | None":
+    """Makes the scores from before training, when there was no run yet, the run's base scores, and compares."""
+    from misotune.evaluation.base_scores import compare_with_base, keep_as_base
+
+    keep_as_base(run, before)
+    return compare_with_base(run, before.task)
 
 
 def _export(run: "RunFolder", console: Console) -> Path:
@@ -146,7 +159,10 @@ def _show(results: _Results, console: Console) -> None:
     console.print(table)
     share = results.after.figures["prompt_level_strict_acc"]
     error = 100 * (share * (1 - share) / results.after.num_prompts) ** 0.5
-    console.print(f"standard error of a prompt-level figure: {error:.1f} points; smaller differences say nothing\n")
+    console.print(f"standard error of a prompt-level figure: {error:.1f} points; smaller differences say nothing")
+    if results.change is not None:
+        console.print(f"against its base model: {results.change.finding()}")
+    console.print()
     recipe = results.resolved.recipe
     for label, path in (
         ("model before", recipe.model.name),

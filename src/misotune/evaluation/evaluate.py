@@ -1,5 +1,6 @@
 """Evaluates a model, or responses made elsewhere, on one task: `misotune eval` as two functions."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -49,7 +50,7 @@ def evaluate_model(
         out: The result folder; None for RUN/scores/TASK, or scores/MODEL/TASK where there is no run.
         limit: Only the first so many prompts, where `task` is a name; None for all.
         max_new_tokens: The longest response; None for the task's own.
-        batch_size: Prompts generated at once; None for 64. Not with `backend`.
+        batch_size: Prompts generated at once; None for 128. Not with `backend`.
         dtype: `auto`, `bfloat16` or `float32`. Not with `backend`.
         offline: Do not use the network.
         on_progress: Called while responses are generated.
@@ -102,7 +103,9 @@ def _hf_backend(loaded: "ChatModel | None", source: ModelSource, dtype: str, bat
     from misotune.evaluation.backends.chat_model import load_chat_model
     from misotune.evaluation.backends.hf import HfBackend
 
-    return HfBackend(loaded or load_chat_model(source.path, dtype=dtype), batch_size)
+    if loaded is None:
+        loaded = load_chat_model(source.path, dtype=dtype, revision=source.revision, tokenizer=source.tokenizer)
+    return HfBackend(loaded, batch_size)
 
 
 def evaluate_responses(
@@ -129,7 +132,7 @@ def evaluate_responses(
     task = load_task(task, TaskOptions(offline=offline)) if isinstance(task, str) else task
     folder = out or SCORES_ROOT / label(responses.name.split(".")[0]) / task.name
     check_result_folder(folder)
-    texts, found = read_responses(responses, task.prompts, task.all_prompts)
+    texts, found = read_responses(responses, task.prompts, task.all_prompts, task.response_fields)
     samples = task.scoring.score(task.prompts, texts)
     return _finish(
         task,
@@ -171,7 +174,8 @@ def _finish(
         notes=(*task.notes, *notes, *summary.notes),
         folder=folder,
     )
-    write_result(folder, task, scores, samples)
+    draw = None if task.draw is None else functools.partial(task.draw, samples, scores.model)
+    write_result(folder, scores, samples, draw)
     return scores
 
 

@@ -17,11 +17,15 @@ class ModelSource:
         name: As it was named.
         path: What transformers loads: a folder or a hub id.
         run: The run that trained it, or None.
+        revision: Branch, tag or commit on the hub; None: the newest.
+        tokenizer: The folder whose tokenizer and chat template it is read with; None: its own.
     """
 
     name: str
     path: str
     run: RunFolder | None = None
+    revision: str | None = None
+    tokenizer: str | None = None
 
     def result_folder(self, task: str) -> Path:
         """Returns where the scores of a task go unless asked otherwise."""

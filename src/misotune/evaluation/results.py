@@ -1,14 +1,12 @@
 """The result folder: `scores.json`, and `samples.jsonl` with one line a prompt."""
 
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from misotune.errors import RunError, UsageError
 from misotune.evaluation.scores import Scores
-from misotune.evaluation.task import Sample, Task
-from misotune.storage import replace_folder
+from misotune.evaluation.task import Sample
+from misotune.storage import check_own_folder, whole_folder
 
 SCORES_FILE = "scores.json"
 SAMPLES_FILE = "samples.jsonl"
@@ -20,32 +18,29 @@ def check_result_folder(folder: Path) -> None:
     Raises:
         UsageError: `folder` is a file, or a folder that holds something else.
     """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: is a file; name a folder with --out")
-    if any(folder.iterdir()) and not (folder / SCORES_FILE).is_file():
-        raise UsageError(f"{folder}: holds files that are no result of eval; name another folder with --out")
+    check_own_folder(folder, SCORES_FILE, "result of eval")
 
 
-def write_result(folder: Path, task: Task, scores: Scores, samples: Sequence[Sample]) -> None:
+def write_result(
+    folder: Path, scores: Scores, samples: Sequence[Sample], add: Callable[[Path], None] | None = None
+) -> None:
     """Writes a result folder, beside its place first and renamed last, so that it is whole when it is there.
+
+    Args:
+        folder: Where to.
+        scores: The content of scores.json.
+        samples: The lines of samples.jsonl.
+        add: Writes further files into the folder that it is given.
 
     Raises:
         UsageError: `folder` holds something else than an older result.
         RunError: The folder cannot be written.
     """
     check_result_folder(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with whole_folder(folder, "result") as partial:
         with (partial / SAMPLES_FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(sample.to_row(), ensure_ascii=False) + "\n" for sample in samples)
         text = json.dumps(scores.to_json(), indent=2, ensure_ascii=False)
         (partial / SCORES_FILE).write_text(text + "\n", encoding="utf-8")
-        if task.draw is not None:
-            task.draw(samples, scores.model, partial)
-        replace_folder(partial, folder)
-    except OSError as error:
-        raise RunError(f"{folder}: the result cannot be written: {error.strerror or error}") from error
+        if add is not None:
+            add(partial)

@@ -103,6 +103,15 @@ class Scoring(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseFields:
+    """What the fields of a file of responses are called."""
+
+    key: str = "key"
+    prompt: str = "prompt"
+    response: str = "response"
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A task that is ready to be run: its prompts are read and every response can be scored.
 
@@ -115,6 +124,7 @@ class Task:
         scoring: How responses are scored.
         notes: What a reader of the scores must know.
         draw: Draws samples of a model, by its name, into a folder; None: there is no picture.
+        response_fields: Those of the response files that its authors published; None: there are no such files.
     """
 
     name: str
@@ -125,6 +135,7 @@ class Task:
     scoring: Scoring
     notes: tuple[str, ...] = ()
     draw: Callable[[Sequence[Sample], str, Path], None] | None = None
+    response_fields: ResponseFields | None = None
 
 
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:

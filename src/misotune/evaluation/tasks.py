@@ -2,12 +2,13 @@
 
 import difflib
 import importlib.resources
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from misotune.errors import DataError, RunError, UsageError
+from misotune.data.hub import read_hub_rows
+from misotune.errors import DataError, UsageError
 from misotune.evaluation.constrained import ConstrainedPrompt, prompts_from_rows, read_jsonl
 from misotune.evaluation.flatten import flatten, special_cases
 from misotune.evaluation.ifeval import VerifierScoring
@@ -20,35 +21,9 @@ if TYPE_CHECKING:
     from misotune.evaluation.context.model_tokens import ModelTokens
 
 IFEVAL_HUB_ID = "google/IFEval"
-
-
-@dataclass(frozen=True, slots=True)
-class TaskKind:
-    """What is fixed about a task.
-
-    Attributes:
-        summary: One line for the help.
-        max_new_tokens: The longest response, in tokens, unless asked otherwise.
-        data: Whether `--data` is `required`, `optional` (else the hub's), or there is `none`.
-    """
-
-    summary: str
-    max_new_tokens: int
-    data: Literal["required", "optional", "none"] = "optional"
-
-
 # 1280 is lm-eval's limit for IFEval; the starter split asks for short texts.
-TASKS: Mapping[str, TaskKind] = {
-    "ifeval": TaskKind("IFEval, 541 prompts", 1280),
-    "ifeval-flatten": TaskKind("IFEval with one constraint a prompt, 834 prompts", 1280),
-    "complexbench": TaskKind("ComplexBench, 1,150 instructions; a judge scores", 2048, data="required"),
-    "needle": TaskKind("a sentence hidden in a long text", 100, data="required"),
-    "squad": TaskKind("SQuAD 1.1: questions about a text", 100),
-    "squad_v2": TaskKind("SQuAD 2.0, those that the text answers", 100),
-    "quac": TaskKind("QuAC, each dialogue's first question", 100),
-    "drop": TaskKind("DROP: numbers, dates and spans", 100),
-    "starter": TaskKind("the embedded evaluation split, no download", 512, data="none"),
-}
+_IFEVAL_MAX_NEW_TOKENS = 1280
+_STARTER_MAX_NEW_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +61,21 @@ class TaskOptions:
     needle: NeedleGrid = field(default_factory=NeedleGrid)
 
 
+@dataclass(frozen=True, slots=True)
+class TaskKind:
+    """How a task is made.
+
+    Attributes:
+        load: Makes it, given its name and what the user says.
+        takes_data: It is made of `--data`; False: its prompts are part of misotune.
+        needed_data: What `--data` must name; None: without it the prompts are the hub's, or misotune's.
+    """
+
+    load: Callable[[str, TaskOptions], Task]
+    takes_data: bool = True
+    needed_data: str | None = None
+
+
 def check_task_name(name: str) -> None:
     """Raises UsageError with the nearest and all allowed names when there is no task `name`."""
     if name in TASKS:
@@ -110,65 +100,87 @@ def load_task(name: str, options: TaskOptions | None = None) -> Task:
     check_task_name(name)
     options = options or TaskOptions()
     kind = TASKS[name]
-    if options.data is not None and kind.data == "none":
+    if options.data is not None and not kind.takes_data:
         raise UsageError(f"task {name!r} has its own prompts; leave out --data")
-    if options.data is None and kind.data == "required":
-        raise UsageError(f"task {name!r} needs --data: {_NEEDED_DATA[name]}")
-    if name == "complexbench":
-        return _complexbench(options)
-    if name == "needle":
-        return _needle(options)
-    if name in ("ifeval", "ifeval-flatten", "starter"):
-        return _verified(name, options)
-
-    from misotune.evaluation.context.reading import load_reading
-
-    return load_reading(name, data=options.data, limit=options.limit)
+    if options.data is None and kind.needed_data is not None:
+        raise UsageError(f"task {name!r} needs --data: {kind.needed_data}")
+    return kind.load(name, options)
 
 
-_NEEDED_DATA = {
-    "complexbench": "data_final.json of a clone of thu-coai/ComplexBench, or the clone",
-    "needle": "the text to hide it in: .txt, a folder of them, or JSONL with text",
-}
+def _ifeval(name: str, options: TaskOptions) -> Task:
+    source, rows = _ifeval_rows(name, options)
+    prompts = prompts_from_rows(rows)
+    return _verified(name, source, prompts[: options.limit], prompts, _IFEVAL_MAX_NEW_TOKENS, options)
 
 
-def _verified(name: str, options: TaskOptions) -> Task:
+def _ifeval_flatten(name: str, options: TaskOptions) -> Task:
+    source, rows = _ifeval_rows(name, options)
+    whole = prompts_from_rows(rows)
+    taken = whole[: options.limit]
+    task = _verified(name, source, flatten(taken), flatten(whole), _IFEVAL_MAX_NEW_TOKENS, options)
+    special = special_cases(taken)
+    if not special:
+        return task
+    note = f"flattened with a note in docs/evaluation.md: keys {', '.join(special)}"
+    return replace(task, notes=(*task.notes, note))
+
+
+def _starter(name: str, options: TaskOptions) -> Task:
+    prompts = prompts_from_rows(_starter_rows())
+    return _verified(name, "misotune starter", prompts[: options.limit], prompts, _STARTER_MAX_NEW_TOKENS, options)
+
+
+def _verified(
+    name: str,
+    source: str,
+    prompts: tuple[ConstrainedPrompt, ...],
+    all_prompts: tuple[ConstrainedPrompt, ...],
+    max_new_tokens: int,
+    options: TaskOptions,
+) -> Task:
     """Returns a task whose constraints programs verify."""
-    if name == "starter":
-        source, rows = "misotune starter", _starter_rows()
-    elif options.data is not None:
-        source, rows = str(options.data), read_jsonl(options.data)
-    else:
-        source, rows = IFEVAL_HUB_ID, _hub_rows()
-    all_prompts = prompts_from_rows(rows)
-    prompts = all_prompts[: options.limit]
-    special: dict[str, str] = {}
-    if name == "ifeval-flatten":
-        flat, all_prompts = flatten(prompts), flatten(all_prompts)
-        prompts, special = flat, special_cases(prompts)
     ensure_verifiers(prompts, offline=options.offline)
-    notes = _notes(prompts)
-    if special:
-        notes = (*notes, f"flattened with a note in docs/evaluation.md: keys {', '.join(special)}")
-    return Task(name, source, prompts, all_prompts, TASKS[name].max_new_tokens, VerifierScoring(), notes)
+    notes = tuple(
+        f"key {p.key}: the verifier of {p.instruction_id_list[index]} draws what its arguments do not state "
+        "at random (seeded, so the verdict repeats)"
+        for p in prompts
+        for index in drawn_constraints(p)
+    )
+    return Task(name, source, prompts, all_prompts, max_new_tokens, VerifierScoring(), notes)
 
 
-def _complexbench(options: TaskOptions) -> Task:
+def _ifeval_rows(name: str, options: TaskOptions) -> tuple[str, Iterable[tuple[str, Mapping[str, Any]]]]:
+    """Returns what the rows come from, and (where, row) of each."""
+    if options.data is not None:
+        return str(options.data), read_jsonl(options.data)
+    rows = read_hub_rows(IFEVAL_HUB_ID, "train", f"misotune eval {name} --data input_data.jsonl")
+    return IFEVAL_HUB_ID, ((row.where, row.values) for row in rows)
+
+
+def _starter_rows() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    file = importlib.resources.files("misotune.data") / "starter" / "eval.jsonl"
+    if not file.is_file():
+        raise DataError("the starter set is missing from this installation; install misotune again")
+    with importlib.resources.as_file(file) as path:
+        yield from read_jsonl(path)
+
+
+def _complexbench(name: str, options: TaskOptions) -> Task:
     from misotune.evaluation.complexbench.scoring import load_complexbench
 
     if options.judge is None:
-        raise UsageError("task 'complexbench' needs a judge: --judge-endpoint URL and --judge-model NAME")
+        raise UsageError(f"task {name!r} needs a judge: --judge-endpoint URL and --judge-model NAME")
     assert options.data is not None
     return load_complexbench(options.data, judge=options.judge, language=options.language, limit=options.limit)
 
 
-def _needle(options: TaskOptions) -> Task:
-    from misotune.evaluation.context.needle import load_needle
+def _needle(name: str, options: TaskOptions) -> Task:
+    from misotune.evaluation.context.needle import MAX_NEW_TOKENS, load_needle
 
     if options.tokens is None:
         raise UsageError(
-            "task 'needle' counts lengths in the model's own tokens: evaluate a run, a folder or a hub id, without "
-            "--endpoint and --responses"
+            f"task {name!r} counts lengths in the model's own tokens: with --endpoint or --responses name the "
+            "tokenizer, a folder or a hub id, with --tokenizer NAME"
         )
     assert options.data is not None
     grid = options.needle
@@ -179,40 +191,27 @@ def _needle(options: TaskOptions) -> Task:
         num_depths=grid.num_depths,
         min_length=grid.min_length,
         max_length=grid.max_length,
-        max_new_tokens=options.max_new_tokens or TASKS["needle"].max_new_tokens,
+        max_new_tokens=options.max_new_tokens or MAX_NEW_TOKENS,
         limit=options.limit,
     )
 
 
-def _notes(prompts: tuple[ConstrainedPrompt, ...]) -> tuple[str, ...]:
-    return tuple(
-        f"key {p.key}: the verifier of {p.instruction_id_list[index]} draws what its arguments do not state "
-        "at random (seeded, so the verdict repeats)"
-        for p in prompts
-        for index in drawn_constraints(p)
-    )
+def _reading(name: str, options: TaskOptions) -> Task:
+    from misotune.evaluation.context.reading import load_reading
+
+    return load_reading(name, data=options.data, limit=options.limit)
 
 
-def _starter_rows() -> Iterable[tuple[str, Mapping[str, Any]]]:
-    file = importlib.resources.files("misotune.data") / "starter" / "eval.jsonl"
-    if not file.is_file():
-        raise DataError("the starter set is missing from this installation; install misotune again")
-    with importlib.resources.as_file(file) as path:
-        yield from read_jsonl(path)
-
-
-def _hub_rows() -> Iterable[tuple[str, Mapping[str, Any]]]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(IFEVAL_HUB_ID, split="train")
-    except (OSError, ValueError, RuntimeError) as error:  # as the hub's and the HTTP client's errors are
-        raise RunError(_hub_message(error)) from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{IFEVAL_HUB_ID} row {number}", row  # pyright: ignore[reportReturnType]
-
-
-def _hub_message(error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    cure = "give IFEval's input_data.jsonl with --data FILE"
-    return f"{IFEVAL_HUB_ID} cannot be loaded from the hub ({reason}); {cure}"
+TASKS: Mapping[str, TaskKind] = {
+    "ifeval": TaskKind(_ifeval),
+    "ifeval-flatten": TaskKind(_ifeval_flatten),
+    "complexbench": TaskKind(
+        _complexbench, needed_data="data_final.json of a clone of thu-coai/ComplexBench, or the clone"
+    ),
+    "needle": TaskKind(_needle, needed_data="the text to hide it in: .txt, a folder of them, or JSONL with text"),
+    "squad": TaskKind(_reading),
+    "squad_v2": TaskKind(_reading),
+    "quac": TaskKind(_reading),
+    "drop": TaskKind(_reading),
+    "starter": TaskKind(_starter, takes_data=False),
+}

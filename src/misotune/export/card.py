@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,31 @@ import yaml
 
 from misotune.export.adapter import MergeProof
 from misotune.export.base import hub_id, read_license
+from misotune.export.card_scores import scores_section
+from misotune.export.card_tables import pairs_table
 from misotune.export.proof import Proof
+from misotune.export.sentences import proof_sentences
 from misotune.recipe.schema import Recipe
 from misotune.runs import RunFolder
 
 MARK = "<!-- exported by misotune -->"
 
 _PACKAGES = ("misotune", "torch", "transformers", "peft", "safetensors")
-_FIGURES = {
-    "prompt_level_strict_acc": "prompt strict",
-    "inst_level_strict_acc": "instruction strict",
-    "prompt_level_loose_acc": "prompt loose",
-    "inst_level_loose_acc": "instruction loose",
-}
 _MODES = {
     "para": "parallel inputs (MISO-para): each input attends to itself alone, and the response to all of them",
     "succ": "successive inputs (MISO-succ): the instruction in chunks, and the response attends to all",
     "sft": "plain supervised fine-tuning, the baseline",
     "flat": "every pair of an input and the response as a sample of its own, without MISO attention",
+}
+
+# What the plan says of how the loss comes about, by its name in the card.
+_PLANNED = {
+    "trains": "trains",
+    "engine": "engine",
+    "weighting": "weighting",
+    "weights by role": "weights",
+    "positions": "positions",
+    "loss taken as": "loss",
 }
 
 _CARD = """\
@@ -50,14 +57,10 @@ and standard inference needs no misotune.
 
 {training}
 
-| | |
-| --- | --- |
 {figures}
 
 ## Data
 
-| | |
-| --- | --- |
 {data}
 
 ## Scores
@@ -109,41 +112,15 @@ def model_card(name: str, run: RunFolder, recipe: Recipe, proof: Proof, merge: M
         base=f"[{on_hub}](https://huggingface.co/{on_hub})" if on_hub else f"`{base}`",
         snippet=load_snippet(name),
         training=f"Mode `{recipe.miso.mode}`: {_MODES[recipe.miso.mode]}. {recipe.train.precision}{adapter}.",
-        figures=_rows(_training_figures(run, plan)),
-        data=_rows(_data_account(recipe, plan)),
-        scores=_scores(run),
+        figures=pairs_table(_training_figures(run, plan)),
+        data=pairs_table(_data_account(recipe, plan)),
+        scores=scores_section(run),
         recipe=yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True),
-        proof="\n".join(f"- {line}" for line in proof_lines(proof, merge)),
+        proof="\n".join(f"- {line}" for line in proof_sentences(proof, merge)),
         versions=", ".join(
             [f"{package} {version(package)}" for package in _PACKAGES] + [f"Python {platform.python_version()}"]
         ),
     )
-
-
-def proof_lines(proof: Proof, merge: MergeProof | None) -> list[str]:
-    """Returns what was proved, with numbers, a sentence each."""
-    lines = [
-        f"Opened in a fresh process by transformers alone: {proof.num_parameters:,} weights in "
-        f"{proof.dtype}, all names there, all finite.",
-        f"Its logits differ from the trained model's by {proof.difference:.1e} (relative; "
-        f"{proof.tolerance:.0e} passes), and {proof.num_same_token} of {proof.num_positions} next tokens are the same.",
-        f"Its chat template gives the tokens of training; generation stops at token {proof.end_of_turn_id}; "
-        f"it generated {proof.num_new_tokens} tokens{' and stopped' if proof.is_ended else ''}.",
-    ]
-    if merge is not None:
-        lines.append(
-            f"LoRA merged: {merge.num_changed} of {merge.num_modules} modules changed, "
-            f"{merge.share:.1%} of the adapter's change arrived; logits differ from base "
-            f"plus adapter by {merge.difference:.1e} ({merge.tolerance:.0e} passes), the adapter moved them by "
-            f"{merge.shift:.1e}."
-        )
-    if merge is not None and merge.quantization != "none":
-        lines.append(
-            f"Trained on the base model with its linear layers quantised to {merge.quantization}: the adapter is "
-            f"merged into those quantised weights, written out in {proof.dtype}, and not into the published ones; "
-            f"the base model's logits differ by {merge.quantization_shift:.1e} between the two."
-        )
-    return lines
 
 
 def _metadata(recipe: Recipe) -> dict[str, Any]:
@@ -165,7 +142,7 @@ def _training_figures(run: RunFolder, plan: Mapping[str, Any]) -> list[tuple[str
         for what, key in (("tokens", "tokens"), ("tokens in the loss", "trained_tokens"))
         if key in plan
     ]
-    rows += [(key, str(plan[key])) for key in ("trains", "engine", "weighting", "positions") if key in plan]
+    rows += [(what, _told(plan[key])) for what, key in _PLANNED.items() if plan.get(key)]
     metrics = [json.loads(line) for line in _lines(run.metrics)]
     if metrics:
         first, last = metrics[0], metrics[-1]
@@ -177,6 +154,11 @@ def _training_figures(run: RunFolder, plan: Mapping[str, Any]) -> list[tuple[str
             *rows,
         ]
     return rows
+
+
+def _told(value: Any) -> str:
+    """Returns a value of the plan; of shares by role, each with its role."""
+    return ", ".join(f"{role} {share:g}" for role, share in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _data_account(recipe: Recipe, plan: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -194,32 +176,6 @@ def _data_account(recipe: Recipe, plan: Mapping[str, Any]) -> list[tuple[str, st
         rows += [("samples", f"{data['samples']:,}"), ("samples cut", f"{data['cut']:,}")]
         rows += [(f"dropped by training: {why}", f"{what['samples']:,}") for why, what in data["dropped"].items()]
     return rows
-
-
-def _scores(run: RunFolder) -> str:
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.scores.glob("*/scores.json"))]
-    if not found:
-        return "Not evaluated before the export: `misotune eval` does it."
-    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for scores in found:
-        alike.setdefault(tuple(scores["figures"]), []).append(scores)
-    tables: list[str] = []
-    for names, group in alike.items():
-        head = ["task", "prompts", *(_FIGURES.get(name, name) for name in names)]
-        lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
-        for scores in group:
-            figures = (f"{100 * value:.2f}" for value in scores["figures"].values())
-            lines.append(_row([scores["task"], f"{scores['num_prompts']:,}", *figures]))
-        tables.append("\n".join(lines))
-    return "In percent; a prompt counts when all its constraints are met.\n\n" + "\n\n".join(tables)
-
-
-def _rows(rows: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(_row(row) for row in rows)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def _lines(path: Path) -> list[str]:

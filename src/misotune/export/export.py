@@ -18,6 +18,7 @@ from misotune.export.short_card import short_card
 from misotune.export.source import Source, source_of_run
 from misotune.export.weights import MAX_SHARD_SIZE, named_dtype, size_in_bytes
 from misotune.recipe.schema import Recipe
+from misotune.report.against_base import AgainstBase, read_against_base, tasks_of_run
 from misotune.runs import RunFolder
 from misotune.storage import replace_folder
 
@@ -58,6 +59,7 @@ class ExportReport:
         merge: Of the merged adapter; None for a full model.
         num_consolidated: Tensors that are to the bit those of DeepSpeed's files, rounded; None: there were none.
         pushed_to: Where it is on the hub; None: it was not pushed.
+        against_base: What training changed in the scores, of the tasks on which both models were scored.
     """
 
     run: Path
@@ -68,6 +70,7 @@ class ExportReport:
     merge: MergeProof | None
     num_consolidated: int | None = None
     pushed_to: str | None = None
+    against_base: tuple[AgainstBase, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON has it."""
@@ -164,7 +167,7 @@ def export_source(
         raise RunError(f"{out}: the export cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    report = replace(report, size_bytes=size_bytes)
+    report = replace(report, size_bytes=size_bytes, against_base=_against_base(source))
     if options.push_to_hub:
         say(f"pushing it to {options.push_to_hub}")
         report = replace(report, pushed_to=push_to_hub(out, options.push_to_hub, hub))
@@ -183,6 +186,14 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{out}: is there already and is no export of misotune; name another folder")
     if not overwrite:
         raise UsageError(f"{out}: is there already; --overwrite replaces it, or name another folder")
+
+
+def _against_base(source: Source) -> tuple[AgainstBase, ...]:
+    """Returns what training changed in the scores of a run's end."""
+    if source.run is None or not source.is_final:
+        return ()
+    found = (read_against_base(source.run, task) for task in tasks_of_run(source.run))
+    return tuple(change for change in found if change is not None)
 
 
 def _making(source: Source, options: ExportOptions) -> Making:

@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 from tests.chat_server import ChatServer, Fault, question_of
 
+from misotune.chat.server import Server
 from misotune.data.account import Account
 from misotune.data.decompose.llm import NO_JSON, NONE_FOUND, TOO_LONG, LlmDecomposition, decomposed, read_parts
 from misotune.data.decompose.prompt import SYSTEM
@@ -40,7 +41,7 @@ def cache(tmp_path):
 
 
 def run(server, cache, records, **settings) -> list[Record]:
-    step = LlmDecomposition(server.url, "small", cache, **settings)
+    step = LlmDecomposition(Server(server.url, "small"), cache, **settings)
     return list(step(iter(records), Account()))
 
 
@@ -154,7 +155,7 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(cache):
     records = [record(i, f"{TASK} Use {i} words.") for i in range(60)]
     server = ChatServer(split_at_sentences, delay_s=0.01)
     server.start()
-    step = LlmDecomposition(server.url, "small", cache, concurrency=2, retries=1)
+    step = LlmDecomposition(Server(server.url, "small", concurrency=2), cache, retries=1)
     taken: list[Record] = []
 
     def take() -> None:
@@ -186,7 +187,7 @@ def test_memory_stays_flat_however_many_records_come(cache):
             yield record(seen, f"{TASK} Use {seen} words.")
 
     with ChatServer(split_at_sentences) as server:
-        out = LlmDecomposition(server.url, "small", cache, concurrency=2)(records(), Account())
+        out = LlmDecomposition(Server(server.url, "small", concurrency=2), cache)(records(), Account())
         for _ in range(30):
             next(out)
         out.close()
@@ -265,10 +266,8 @@ def test_a_real_server_is_asked_and_nonsense_is_counted(transformers_serve, cach
     records = [record(i, f"{TASK} Use {i} words.") for i in range(4)]
     progress = []
     step = LlmDecomposition(
-        url,
-        model,
+        Server(url, model, concurrency=2),
         cache,
-        concurrency=2,
         on_progress=lambda p: progress.append(p.done),
         options={"max_tokens": 24},
     )
@@ -277,4 +276,4 @@ def test_a_real_server_is_asked_and_nonsense_is_counted(transformers_serve, cach
     assert all(r.one_input in (NO_JSON, "LLM: the server's answer is empty") for r in found)
     assert progress == [1, 2, 3, 4]
     with pytest.raises(RunError, match=r"the server refuses model 'other' \(status 400: .*pinned"):
-        list(LlmDecomposition(url, "other", cache)(iter(records), Account()))
+        list(LlmDecomposition(Server(url, "other"), cache)(iter(records), Account()))

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from misotune.errors import RunError
-from misotune.evaluation.backends import hf
+from misotune.evaluation.backends import hf, prompt_queue
 from misotune.evaluation.backends.base import generate_responses
 from misotune.evaluation.backends.chat_model import ChatModel, load_chat_model
 from misotune.evaluation.backends.hf import HfBackend
+from misotune.evaluation.backends.prompt_queue import render
 
 PROMPTS = [
     "Hi",
@@ -95,7 +96,7 @@ def test_the_model_reads_the_ids_of_training(chat_model):
     row = encode_sample(sample, ChatTemplate(chat_model.tokenizer))
     response_start = int(row.is_trained.argmax())
     assert response_start > 0
-    (rendered,) = HfBackend(chat_model).render([conversation])
+    (rendered,) = render(chat_model.tokenizer, [conversation])
     assert rendered == [*row.inputs[0], *row.output[:response_start]]
     assert bytes(chat_model.tokenizer.decode(row.output[response_start:]), "utf-8").startswith(b"Po.")
 
@@ -221,7 +222,7 @@ def test_a_batch_is_smaller_unless_its_size_is_given(generate, monkeypatch, limi
 
     monkeypatch.setattr(hf, "decode_shrinking", recorded)
     for name, value in limit.items():
-        monkeypatch.setattr(hf, name, value)
+        monkeypatch.setattr(prompt_queue, name, value)
     prompts = ["a", "long " * 30, "bb", "long " * 20, "c"]
     responses = generate(prompts).responses
     assert found == sizes
@@ -235,12 +236,15 @@ def test_one_prompt_too_large_for_the_memory_is_an_error(generate, chat_model, m
         generate(batch_size=4)
 
 
-def test_a_full_disk_is_named_with_the_way_on(generate, monkeypatch):
-    import sqlite3
+def test_a_response_that_cannot_be_kept_is_named_with_the_way_on(generate, monkeypatch):
+    from misotune.chat.cache import AnswerCache
 
-    def full(self, key, text):
-        raise sqlite3.OperationalError("database or disk is full")
+    put = AnswerCache.put
 
-    monkeypatch.setattr("misotune.chat_cache.AnswerCache.put", full)
-    with pytest.raises(RunError, match=r"disk is full\); those before it are: make room there and run the same"):
+    def read_only(self, key, answer):
+        self._db.execute("PRAGMA query_only = ON")
+        put(self, key, answer)
+
+    monkeypatch.setattr(AnswerCache, "put", read_only)
+    with pytest.raises(RunError, match=r"readonly database\); those before it are: make it .*and run the same"):
         generate()

@@ -6,8 +6,16 @@ from tests.evaluation.comparison.result_rows import TYPES, ifeval_row, scored_ro
 
 from misotune.errors import DataError, UsageError
 from misotune.evaluation.comparison.compare import compare_results
-from misotune.evaluation.comparison.difference import MCNEMAR, SIGN_FLIP, Difference, verdict
-from misotune.evaluation.comparison.statistics import bootstrap_interval, holm, mcnemar_p, sign_flip_p
+from misotune.evaluation.comparison.difference import CLUSTER_FLIP, MCNEMAR, SIGN_FLIP, Difference, verdict
+from misotune.evaluation.comparison.statistics import (
+    NORMAL_QUANTILE,
+    bootstrap_interval,
+    holm,
+    mcnemar_p,
+    sign_flip_p,
+    standard_error,
+)
+from misotune.evaluation.comparison.words import reach
 from misotune.evaluation.evaluate import evaluate_responses
 from misotune.evaluation.tasks import TaskOptions, load_task
 
@@ -126,6 +134,94 @@ def test_swapped_results_give_the_negative(two):
         assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=1e-12)
         assert (one.p, one.corrected_p, one.noise) == (other.p, other.corrected_p, other.noise)
         assert (one.better, other.better) in {("a", "b"), ("b", "a"), (None, None)}
+
+
+def all_lines(pair):
+    return [*pair.overall, *(line for table in pair.tables.values() for line in table)]
+
+
+def test_where_every_prompt_is_a_cluster_of_its_own_nothing_changes(two, write):
+    alone = [
+        write(f"alone {at}", [{**row, "cluster": f"text {row['key']}"} for row in read_lines(path / "samples.jsonl")])
+        for at, path in enumerate(two)
+    ]
+    (plain,), (clustered,) = compare_results(two).pairs, compare_results(alone).pairs
+    assert all_lines(clustered) == all_lines(plain)
+    assert (clustered.num_clusters, clustered.notes) == (None, [])
+    assert compare_results(alone).to_json()["method"] == compare_results(two).to_json()["method"]
+
+
+def test_prompts_on_one_text_are_drawn_and_flipped_together(write):
+    generator = np.random.default_rng(3)
+    verdicts = {name: (generator.random(48) < chance).astype(int) for name, chance in (("a", 0.4), ("b", 0.7))}
+    results = [
+        write(
+            name,
+            [
+                scored_row(k, {"contains": int(v)}, cluster=f"text {k % 16}", group="xyz"[k // 16])
+                for k, v in enumerate(met)
+            ],
+            task="squad",
+        )
+        for name, met in verdicts.items()
+    ]
+    comparison = compare_results(results)
+    (pair,) = comparison.pairs
+    sums, numbers = (verdicts["b"] - verdicts["a"]).reshape(3, 16).sum(axis=0).astype(float), np.full(16, 3.0)
+    assert (pair.num_clusters, pair.main.num_clusters, pair.main.num_prompts) == (16, 16, 48)
+    assert (pair.main.low, pair.main.high) == bootstrap_interval(sums, numbers)
+    assert pair.main.noise == NORMAL_QUANTILE * standard_error(sums, numbers)
+    assert (pair.main.test, pair.main.p) == (CLUSTER_FLIP, sign_flip_p(sums))
+    # Wins and losses are prompts still.
+    assert pair.main.num_b_higher == len(pair.wins) == int((verdicts["b"] > verdicts["a"]).sum())
+    # Each group has one prompt of each text: there they stand alone.
+    by_group = lines(pair, "group", "contains")
+    assert {(line.num_prompts, line.num_clusters, line.test) for line in by_group.values()} == {(16, None, MCNEMAR)}
+    assert pair.notes == [
+        "the 48 prompts make up 16 clusters that share a text; intervals, noise and tests take each cluster as one"
+    ]
+    assert comparison.to_json()["method"] == {
+        "interval": "95 %, percentile bootstrap over clusters of prompts",
+        "resamples": 10_000,
+        "seed": 0,
+        "num_clusters": {"B": 16},
+    }
+
+
+def test_many_prompts_in_five_clusters_can_show_no_difference(write):
+    a, b = (write(name, [scored_row(k, {"met": int(name == "b")}, cluster=k % 5) for k in range(500)]) for name in "ab")
+    (pair,) = compare_results([a, b]).pairs
+    assert (pair.main.difference, pair.main.noise, pair.main.better) == (1.0, None, None)
+    assert pair.main.p == 2 / 2**5
+    assert reach(pair.main) == "500 prompts in 5 clusters could show no difference at all"
+
+
+def test_the_order_of_rows_and_the_names_of_clusters_change_nothing_but_the_draws(write):
+    def compared(name, order, prefix):
+        rows = [
+            [scored_row(k, {"met": int((k * step) % 7 < 3)}, cluster=f"{prefix}{k % 9}") for k in order]
+            for step in (3, 5)
+        ]
+        return compare_results([write(f"{name}{at}", these) for at, these in enumerate(rows)]).pairs[0].main
+
+    one, other = compared("x", range(90), "text "), compared("y", [*range(89, -1, -1)], "")
+    assert (one.difference, one.p, one.num_clusters) == (other.difference, other.p, other.num_clusters)
+    assert one.noise == pytest.approx(other.noise)
+    assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=0.02)
+
+
+def test_prompts_flattened_from_one_hang_together(write):
+    def rows(chance):
+        met = np.random.default_rng(int(100 * chance)).random(120) < chance
+        return [{**ifeval_row(k, [met[k]]), "key": f"{1000 + k // 3}-{k % 3}"} for k in range(120)]
+
+    a, b = (write(name, rows(chance), task="ifeval-flatten") for name, chance in (("a", 0.5), ("b", 0.7)))
+    (pair,) = compare_results([a, b]).pairs
+    assert pair.num_clusters == 40
+    assert [(line.test, line.num_clusters) for line in pair.overall] == [(CLUSTER_FLIP, 40)] * 4
+    # The needle test's keys are LENGTH-DEPTH: lengths are no clusters.
+    a, b = (write(f"needle {name}", rows(chance), task="needle") for name, chance in (("a", 0.5), ("b", 0.7)))
+    assert compare_results([a, b]).pairs[0].num_clusters is None
 
 
 def test_numbers_that_are_no_verdicts_are_tested_by_sign_flips_and_compared_by_group(write):

@@ -5,6 +5,7 @@ import pytest
 from tests.evaluation.comparison.result_rows import ifeval_row, scored_row
 
 from misotune.errors import DataError, UsageError
+from misotune.evaluation.comparison.metrics import count_clusters
 from misotune.evaluation.comparison.reading import find_results, notes_on_pair, pair_samples, read_result
 
 
@@ -96,7 +97,7 @@ def pair(write, rows_a, rows_b, fields_a=None, fields_b=None):
     a = read_result(write("a", rows_a, **(fields_a or {})))
     b = read_result(write("b", rows_b, **(fields_b or {})))
     pairs = pair_samples(a, b)
-    return pairs, notes_on_pair(a, b, len(pairs))
+    return pairs, notes_on_pair(a, b, pairs)
 
 
 def test_rows_are_paired_on_their_keys_in_the_order_of_the_first(write):
@@ -128,6 +129,32 @@ def test_with_a_limit_the_shared_prompts_are_compared_and_counted(write):
     assert len(pairs) == 2
     assert len(notes) == 1
     assert re.match(r"only 2 prompts are in both and are compared; .*a has 5, .*b has 2", notes[0])
+
+
+def test_clusters_are_read_from_the_rows_and_from_the_keys_of_flattened_prompts(write):
+    rows = [{**ifeval_row(1, [1]), "key": "1000-0"}, {**ifeval_row(2, [1]), "key": "1000-1", "cluster": 7}]
+    assert [sample.cluster for sample in read_result(write("one", rows)).samples.values()] == [None, "7"]
+    flat = read_result(write("two", rows, task="ifeval-flatten"))
+    assert [sample.cluster for sample in flat.samples.values()] == ["1000", "7"]
+
+
+def test_a_result_of_before_there_were_clusters_takes_them_from_the_other_and_others_are_refused(write):
+    def rows(*clusters):
+        found = [scored_row(key, {"f1": 1}, cluster=cluster) for key, cluster in enumerate(clusters)]
+        return [{name: value for name, value in row.items() if value is not None} for row in found]
+
+    new, old = rows("x", "x", "y"), rows(None, None, None)
+    for one, other in ((new, old), (old, new), (new, new)):
+        pairs, notes = pair(write, one, other)
+        assert count_clusters(pairs) == 2
+        assert notes == [
+            "the 3 prompts make up 2 clusters that share a text; intervals, noise and tests take each cluster as one"
+        ]
+    assert count_clusters(pair(write, old, old)[0]) is None
+    # A prompt that stands alone is in no cluster, whatever its key.
+    assert count_clusters(pair(write, *[rows("1", None, "1")] * 2)[0]) == 2
+    with pytest.raises(UsageError, match=r"key 1 is of cluster 'x' in .*a and of 'y' in .*b; score both with the same"):
+        pair(write, new, rows("x", "y", "y"))
 
 
 def test_settings_and_versions_that_differ_are_noted(write):

@@ -10,7 +10,7 @@ from misotune.errors import RunError, UsageError
 from misotune.evaluation.comparison import page
 from misotune.evaluation.comparison.compare import compare_results
 from misotune.evaluation.comparison.results import write_comparison
-from misotune.evaluation.comparison.words import lettered_names, p_text, reach, sentence
+from misotune.evaluation.comparison.words import count_heading, count_text, lettered_names, p_text, reach, sentence
 
 EVIL = "<script>alert(1)</script> & <img src=x onerror='alert(2)'> </p></details> $x^2$"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -103,6 +103,20 @@ def test_the_page_has_verdicts_tables_and_both_texts_of_wins_and_losses(written,
     assert tree.texts.count("Fine.") == num_examples
 
 
+def test_noise_stands_where_p_is_not_corrected(comparison):
+    # Beside Holm's p a difference above the noise would be called "within the noise".
+    texts = Tree(page.render_page(comparison, {})).texts
+    assert texts.count("noise") == len(comparison.pairs)
+
+
+def test_the_page_says_how_clusters_are_taken_where_there_are_some(comparison, write):
+    assert "Clusters" not in Tree(page.render_page(comparison, {})).texts
+    rows = [scored_row(k, {"em": k % 2}, cluster=k // 2) for k in range(20)]
+    texts = Tree(page.render_page(compare_results([write("x", rows), write("y", rows)]), {})).texts
+    assert "Clusters" in texts
+    assert any(text.startswith("Note: the 20 prompts make up 10 clusters that share a text; ") for text in texts)
+
+
 def test_many_wins_are_cut_and_the_page_says_how_many(comparison, monkeypatch):
     monkeypatch.setattr(page, "MOST_SHOWN", 3)
     text = page.render_page(comparison, {})
@@ -165,6 +179,12 @@ def test_a_sentence_says_what_could_have_been_shown(comparison, write):
     )
     few = compare_results([write("f", [ifeval_row(1, [1])])] * 2).pairs[0].main
     assert reach(few) == "1 prompt could show no difference at all"
+
+
+def test_parts_are_counted_where_prompts_have_several(comparison):
+    prompt, instruction = comparison.pairs[0].overall[:2]
+    assert (count_heading([prompt]), count_text(prompt)) == ("prompts", "60")
+    assert (count_heading([prompt, instruction]), count_text(instruction)) == ("prompts (parts)", "60 (120)")
 
 
 @pytest.mark.parametrize(

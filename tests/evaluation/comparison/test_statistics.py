@@ -8,6 +8,7 @@ import scipy.stats
 from misotune.evaluation.comparison import statistics
 from misotune.evaluation.comparison.statistics import (
     bootstrap_interval,
+    cluster_sums,
     holm,
     mcnemar_p,
     sign_flip_p,
@@ -25,6 +26,13 @@ def parts(seed, number):
     numbers = generator.integers(1, 4, number)
     differences = generator.binomial(numbers, 0.7) - generator.binomial(numbers, 0.6)
     return differences.astype(float), numbers.astype(float)
+
+
+def clustered_verdicts(generator, num_clusters, size, *, is_equal=True):
+    """Differences of verdicts and their clusters: whole clusters suit one model or the other, as texts do."""
+    lean = generator.normal(0.0 if is_equal else 0.2, 0.25, num_clusters).repeat(size)
+    passed_a, passed_b = (generator.random(num_clusters * size) < 0.5 + sign * lean for sign in (-1, 1))
+    return passed_b.astype(float) - passed_a, np.arange(num_clusters).repeat(size).tolist()
 
 
 def test_the_interval_is_the_percentile_bootstraps_written_out():
@@ -171,3 +179,94 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(seed):
             rejected.add(int(at))
         assert {at for at, p in enumerate(corrected) if p <= level} == rejected
     assert holm([]) == []
+
+
+def test_clusters_are_summed_in_the_order_in_which_they_come():
+    values = np.array([1.0, 2.0, 4.0, 8.0])
+    assert cluster_sums(values, ["y", "x", "y", ("x", 1)]).tolist() == [5.0, 2.0, 8.0]
+    assert cluster_sums(values / 3, range(4)).tolist() == (values / 3).tolist()
+
+
+def test_the_clustered_interval_draws_clusters_written_out():
+    differences, numbers = parts(3, 21)
+    clusters = [at % 8 for at in range(21)]
+    generator = np.random.default_rng(5)
+    found = []
+    for _ in range(400):
+        drawn = [at for cluster in generator.integers(8, size=8) for at in range(21) if at % 8 == cluster]
+        found.append(sum(differences[at] for at in drawn) / sum(numbers[at] for at in drawn))
+    interval = bootstrap_interval(
+        cluster_sums(differences, clusters), cluster_sums(numbers, clusters), num_resamples=400, seed=5
+    )
+    assert interval == pytest.approx(tuple(np.percentile(found, [2.5, 97.5])))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_clustered_standard_error_is_that_of_the_pairs_of_each_cluster(seed):
+    differences, clusters = clustered_verdicts(np.random.default_rng(seed), 30, 4)
+    number, residuals = len(differences), differences - differences.mean()
+    # Miller's sum: the plain variance, and twice the covariance of every two prompts of one cluster.
+    variance = sum(
+        one * other
+        for one, its in zip(residuals, clusters, strict=True)
+        for other, others in zip(residuals, clusters, strict=True)
+        if its == others
+    )
+    expected = math.sqrt(30 / 29 * variance) / number
+    found = standard_error(cluster_sums(differences, clusters), cluster_sums(np.ones(number), clusters))
+    assert found == pytest.approx(expected)
+    assert found > 1.2 * standard_error(differences, np.ones(number))
+
+
+@pytest.mark.parametrize("copies", [2, 5])
+def test_copies_of_a_prompt_in_its_cluster_make_nothing_surer(copies):
+    differences, numbers = verdicts(8, 60), np.ones(60)
+    clusters = np.arange(60).repeat(copies).tolist()
+    copied, counts = (cluster_sums(values.repeat(copies), clusters) for values in (differences, numbers))
+    assert bootstrap_interval(copied, counts) == pytest.approx(bootstrap_interval(differences, numbers))
+    assert standard_error(copied, counts) == pytest.approx(standard_error(differences, numbers))
+    assert sign_flip_p(copied) == pytest.approx(sign_flip_p(differences))
+    assert standard_error(differences.repeat(copies), np.ones(60 * copies)) < 0.75 * standard_error(
+        differences, numbers
+    )
+
+
+@pytest.fixture(scope="module")
+def clustered_trials():
+    """Of 300 trials of equal models on 50 texts with 6 questions each, how often each way is right."""
+    generator = np.random.default_rng(6)
+    num_covered, num_different = {"clusters": 0, "prompts": 0}, {"clusters": 0, "prompts": 0, "mcnemar": 0}
+    for _ in range(300):
+        differences, clusters = clustered_verdicts(generator, 50, 6)
+        numbers, seed = np.ones(300), int(generator.integers(2**31))
+        sums = cluster_sums(differences, clusters), cluster_sums(numbers, clusters)
+        for name, data in (("clusters", sums), ("prompts", (differences, numbers))):
+            low, high = bootstrap_interval(*data, num_resamples=400, seed=seed)
+            num_covered[name] += low <= 0 <= high
+            num_different[name] += sign_flip_p(data[0]) < 0.05
+        num_different["mcnemar"] += mcnemar_p(int((differences < 0).sum()), int((differences > 0).sum())) < 0.05
+    return num_covered, num_different
+
+
+def test_over_clusters_the_interval_covers_in_about_95_of_100_trials_and_over_prompts_it_does_not(clustered_trials):
+    num_covered, _ = clustered_trials
+    assert 0.905 <= num_covered["clusters"] / 300 <= 0.985
+    assert num_covered["prompts"] / 300 < 0.85
+
+
+def test_sign_flips_of_clusters_call_equal_models_different_in_5_of_100_trials_and_mcnemars_test_in_more(
+    clustered_trials,
+):
+    _, num_different = clustered_trials
+    assert 0 < num_different["clusters"] <= 300 * 0.05 + 3 * math.sqrt(300 * 0.05 * 0.95)
+    assert num_different["mcnemar"] > 300 * 0.12
+    assert num_different["prompts"] > 300 * 0.12
+
+
+def test_sign_flips_of_clusters_still_find_a_difference():
+    generator = np.random.default_rng(7)
+    found = []
+    for _ in range(20):
+        differences, clusters = clustered_verdicts(generator, 50, 6, is_equal=False)
+        found.append(sign_flip_p(cluster_sums(differences, clusters)) < 0.05)
+    assert sum(found) >= 18

@@ -9,7 +9,9 @@ import re
 import pytest
 from tests.chat_server import ChatServer, Fault, question_of
 
-from misotune.chat_cache import AnswerCache
+from misotune.chat.cache import AnswerCache
+from misotune.chat.messages import ChatAnswer, ChatRequest
+from misotune.chat.server import Server
 from misotune.errors import RunError, UsageError
 from misotune.evaluation.complexbench.judge import Judge, JudgeOptions
 from misotune.evaluation.complexbench.scoring import load_complexbench
@@ -19,7 +21,7 @@ pytest.importorskip("openai")
 
 
 def judge_at(server, tmp_path, **options) -> JudgeOptions:
-    return JudgeOptions(server.url, "small", tmp_path / "answers.sqlite", **{"retries": 0, **options})
+    return JudgeOptions(Server(server.url, "small"), tmp_path / "answers.sqlite", **{"retries": 0, **options})
 
 
 def asked(request):
@@ -185,14 +187,12 @@ def test_what_a_server_refuses_for_its_content_does_not_stop_the_others(tmp_path
         judge = Judge(judge_at(server, tmp_path))
         with AnswerCache(tmp_path / "answers.sqlite") as cache:
             for text in texts[25:]:
-                cache.put(_key(text()), "答案：是")
+                cache.put(_key(text()), ChatAnswer("答案：是"))
         answers = judge.ask(texts)
     assert [hasattr(answer, "reason") for answer in answers] == [True] * 25 + [False] * 2975
 
 
 def _key(text):
-    from misotune.chat_api import ChatRequest
-
     return ChatRequest(({"role": "user", "content": text},), {"temperature": 0}).key("small")
 
 
@@ -213,7 +213,7 @@ def test_another_judge_or_other_options_are_asked_anew(write_data, make_row, tmp
     path = write_data([make_row()])
     with ChatServer(lambda request: say(True), models=("small", "big")) as server:
         for model, options in [("small", {"temperature": 0}), ("big", {"temperature": 0}), ("small", {})]:
-            judge = JudgeOptions(server.url, model, tmp_path / "answers.sqlite", options=options)
+            judge = JudgeOptions(Server(server.url, model), tmp_path / "answers.sqlite", options=options)
             task = load_complexbench(path, judge=judge)
             task.scoring.score(task.prompts, ["回"])
     assert len(server.requests) == 6
@@ -221,7 +221,7 @@ def test_another_judge_or_other_options_are_asked_anew(write_data, make_row, tmp
 
 def test_notes_of_a_limit_that_cuts_groups_and_of_english_rules(write_data, make_row, tmp_path):
     path = write_data([make_row(0, group="a"), make_row(1, group="b"), make_row(2, group="b"), make_row(3)])
-    judge = JudgeOptions("http://127.0.0.1:9", "small", tmp_path / "answers.sqlite")
+    judge = JudgeOptions(Server("http://127.0.0.1:9", "small"), tmp_path / "answers.sqlite")
     task = load_complexbench(path, judge=judge, limit=2)
     assert [prompt.key for prompt in task.prompts] == [0, 1]
     assert len(task.all_prompts) == 4
@@ -233,7 +233,5 @@ def test_notes_of_a_limit_that_cuts_groups_and_of_english_rules(write_data, make
 def test_wrong_use(write_data, make_row, tmp_path):
     path = write_data([make_row()])
     with pytest.raises(UsageError, match="'de': ComplexBench has zh and en"):
-        load_complexbench(path, judge=JudgeOptions("http://x", "m", tmp_path / "a"), language="de")
-    with pytest.raises(UsageError, match="no http address"):
-        load_complexbench(path, judge=JudgeOptions("ftp://x", "m", tmp_path / "a"))
-    assert "secret" not in repr(JudgeOptions("http://x", "m", tmp_path / "a", api_key="secret"))
+        load_complexbench(path, judge=JudgeOptions(Server("http://x", "m"), tmp_path / "a"), language="de")
+    assert "secret" not in repr(JudgeOptions(Server("http://x", "m", api_key="secret"), tmp_path / "a"))

@@ -7,7 +7,7 @@ import pytest
 from misotune.evaluation.context.matching import (
     contains,
     contains_words,
-    first_sentence,
+    first_sentences,
     keywords_found,
     normalize_answer,
 )
@@ -77,6 +77,11 @@ def test_keywords_are_found_as_the_papers_code_finds_them():
         ("He scored 12 points", ["3", "12 points"], True, True),
         ("I cannot say. It is France", ["France"], False, False),
         ("It is version 2.5 of it", ["2.5"], True, True),
+        ("It is St. Louis. Chicago is another", ["St. Louis"], True, True),
+        ("It is St. Louis. Chicago is another", ["Chicago", "Louis"], False, False),
+        ("Of St. Louis, Mo. and others", ["St. Louis, Mo. and"], True, True),
+        ("I cannot say. Perhaps. It is St. Louis", ["St. Louis"], False, False),
+        ("An East. Louisiana river", ["St. Louis"], True, False),
         ("", ["France"], False, False),
         ("France", [], False, False),
     ],
@@ -90,9 +95,9 @@ def test_containing_agrees_with_a_loop_over_windows_of_words():
     answers = random_texts(40, pieces)
     answers = [answer for answer in answers if official_normalize(answer)]
     for response in random_texts(300, pieces):
-        text = official_normalize(response.split(". ")[0])
-        words = text.split()
         for answer in answers:
+            text = official_normalize(". ".join(response.split(". ")[: len(answer.split(". "))]))
+            words = text.split()
             wanted = official_normalize(answer)
             windows = [
                 words[i : i + len(wanted.split())] == wanted.split()
@@ -103,5 +108,6 @@ def test_containing_agrees_with_a_loop_over_windows_of_words():
 
 
 def test_the_first_sentence_ends_as_the_papers_generation_stops():
-    assert first_sentence("At 2.5 km.\nNo space. Rest. More") == "At 2.5 km.\nNo space"
-    assert first_sentence("No end") == "No end"
+    assert first_sentences("At 2.5 km.\nNo space. Rest. More") == "At 2.5 km.\nNo space"
+    assert first_sentences("No end") == "No end"
+    assert [first_sentences("A. B. C", number) for number in (1, 2, 3, 4)] == ["A", "A. B", "A. B. C", "A. B. C"]

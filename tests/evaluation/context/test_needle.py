@@ -6,6 +6,7 @@ import pytest
 from misotune.errors import DataError, UsageError
 from misotune.evaluation.context.model_tokens import ModelTokens
 from misotune.evaluation.context.needle import KEYWORDS, NEEDLE, QUESTION, NeedleScoring, load_needle
+from misotune.evaluation.evaluate import evaluate_responses
 from misotune.evaluation.task import prompts_sha256
 
 OPENING = "You are a helpful AI assistant that answers a question using only the provided document: \n"
@@ -163,3 +164,17 @@ def test_real_essays_with_a_byte_level_tokenizer(shared_data, tokenizer):
         assert document_of(prompt).count(NEEDLE) == 1
         assert 0 <= prompt.length - prompt.num_tokens <= (400 if prompt.depth == 100 else 20)
     assert len(task.notes) == 1
+
+
+def test_responses_made_elsewhere_are_scored_by_key_or_prompt_and_drawn(haystack, tmp_path):
+    words = ModelTokens(lambda text: len(text.split()), lambda turns: len(turns[0]["content"].split()), 3000)
+    task = load_needle(words, haystack=haystack, num_lengths=2, num_depths=2, max_length=400)
+    answers = ["eat a sandwich", "", NEEDLE, "sunny day"]
+    recalls = [2 / 7, 0, 1, 2 / 7]
+    for number, field in enumerate(("key", "prompt")):
+        path = tmp_path / f"by-{field}.jsonl"
+        rows = [{field: getattr(p, field), "response": r} for p, r in zip(task.prompts, answers, strict=True)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        scores = evaluate_responses(path, task, out=tmp_path / f"out{number}")
+        assert scores.figures == {"recall": pytest.approx(sum(recalls) / 4)}
+        assert {file.name for file in scores.folder.iterdir()} >= {"scores.json", "samples.jsonl", "needle.svg"}

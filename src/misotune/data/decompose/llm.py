@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from misotune.chat_api import ApiFailure, AskProgress, ChatAnswer, ChatApi, ChatRequest
+from misotune.chat.api import AskProgress, ChatApi
+from misotune.chat.messages import ApiFailure, ChatAnswer, ChatRequest
+from misotune.chat.server import Server
 from misotune.data.account import Account
 from misotune.data.decompose.grounding import ground
 from misotune.data.decompose.prompt import VERSION, messages_for
@@ -32,12 +34,8 @@ class LlmDecomposition:
     unasked. Answers are cached: after a fault, the same command goes on where it stopped.
 
     Args:
-        endpoint: The server's address, such as `http://127.0.0.1:8000`.
-        model: The model's name, as the server knows it.
+        server: Who is asked.
         cache: A file for the answers.
-        concurrency: Requests in flight at once.
-        timeout: Seconds until one try of a request is given up.
-        api_key: Sent to the server; None: none.
         retries: Tries after the first.
         on_progress: Called after each answer.
         options: Fields of the request besides the defaults, such as `{"max_tokens": 4096}`; None as a value
@@ -46,26 +44,14 @@ class LlmDecomposition:
 
     def __init__(
         self,
-        endpoint: str,
-        model: str,
+        server: Server,
         cache: Path,
-        concurrency: int = 8,
-        timeout: float = 120,
-        api_key: str | None = None,
+        *,
         retries: int = 5,
         on_progress: Callable[[AskProgress], None] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._api = ChatApi(
-            endpoint,
-            model,
-            cache=cache,
-            concurrency=concurrency,
-            timeout_s=timeout,
-            retries=retries,
-            api_key=api_key,
-            on_progress=on_progress,
-        )
+        self._api = ChatApi(server, cache=cache, retries=retries, on_progress=on_progress)
         self._options = dict(options or {})
 
     def __call__(self, records: Iterable[Record], account: Account) -> Iterator[Record]:

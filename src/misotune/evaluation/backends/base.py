@@ -171,12 +171,12 @@ class _Collector:
 
     def account(self) -> GenerationAccount:
         now = self._progress()
-        counts = [(r.num_tokens, r.is_cut) for r in self.responses.values()]
-        num_tokens = [n for n, _ in counts if n is not None]
-        is_told = len(num_tokens) == len(counts)
+        num_tokens = [r.num_tokens for r in self.responses.values() if r.num_tokens is not None]
+        cuts = [r.is_cut for r in self.responses.values() if r.is_cut is not None]
+        is_told = len(num_tokens) == len(self.responses)
         return GenerationAccount(
             num_new_tokens=sum(num_tokens) if is_told else None,
-            num_cut=sum(bool(is_cut) for _, is_cut in counts) if is_told else None,
+            num_cut=sum(cuts) if len(cuts) == len(self.responses) else None,
             num_kept=self._num_kept,
             elapsed_s=round(now.elapsed_s, 2),
             tokens_per_s=round(now.tokens_per_s, 1) if is_told else None,

@@ -1,7 +1,6 @@
 """The backend `hf`: a transformers model in this process, on any device."""
 
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +8,11 @@ import torch
 from transformers import GenerationConfig
 
 from misotune.errors import RunError
-from misotune.evaluation.backends.base import Conversation, Listener, Response
-from misotune.evaluation.backends.chat_model import ChatModel
-from misotune.evaluation.backends.response_cache import ResponseCache, model_identity, response_key
+from misotune.evaluation.backends.base import Conversation, Listener
+from misotune.evaluation.backends.chat_model import ChatModel, ModelFacts
+from misotune.evaluation.backends.prompt_queue import BATCH_SIZE, PromptQueue, check_context, render
+from misotune.evaluation.backends.response_cache import ResponseCache
 from misotune.evaluation.backends.shrinking import Row, can_shrink, decode_shrinking
-from misotune.layout.template import ChatTemplate
-
-# On two cores, all of IFEval with SmolLM2-135M's costs takes a fifth longer with 32 rows, and 8 % less with 128.
-BATCH_SIZE = 64
-# Tokens, those to come included, of a batch whose size is not given: 4 GiB of keys and values for a model of 1B.
-_BATCH_TOKENS = 2**17
-# Padding tokens of a row, there too, where they are more than its own: one long prompt would make all others wide.
-_PADDING = 64
 
 
 class HfBackend:
@@ -30,7 +22,7 @@ class HfBackend:
 
     Args:
         chat_model: The model.
-        batch_size: Prompts at once; None: 64, fewer of long ones or of unlike ones. Halved, for good, where the
+        batch_size: Prompts at once; None: 128, fewer of long ones or of unlike ones. Halved, for good, where the
             accelerator's memory does not hold it.
     """
 
@@ -39,16 +31,24 @@ class HfBackend:
         self._batch_size = batch_size or BATCH_SIZE
         self._is_size_free = batch_size is None
 
+    @property
+    def chat_model(self) -> ChatModel:
+        """The model, for what else is asked of it."""
+        return self._chat_model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return self._chat_model.tokenizer
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Of the model."""
+        return self._chat_model.facts
+
     def settings(self, max_new_tokens: int) -> dict[str, Any]:
         """Returns sizes, dtype and device."""
-        return {
-            "backend": "hf",
-            "max_new_tokens": max_new_tokens,
-            "batch_size": self._batch_size,
-            "dtype": self._chat_model.dtype,
-            "device": self._chat_model.device.type,
-            "decoding": "greedy",
-        }
+        return settings_of(self.facts, max_new_tokens, self._batch_size)
 
     def generate(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, cache: Path, listener: Listener
@@ -60,65 +60,53 @@ class HfBackend:
                 response cannot be kept.
             UsageError: The cache is another file.
         """
-        rendered = self.render(conversations)
-        _check_context(self._chat_model.model, max(map(len, rendered)), max_new_tokens)
-        keys = self._keys(rendered, max_new_tokens)
+        prompts = render(self.tokenizer, conversations)
+        check_context(prompts, max_new_tokens, self.facts.context)
         with ResponseCache(cache) as responses:
-            found = {index: responses.get(key) for index, key in enumerate(keys)}
-            listener.on_kept({index: response for index, response in found.items() if response is not None})
-            order = sorted(range(len(rendered)), key=lambda index: -len(rendered[index]))
-            missing = [index for index in order if found[index] is None]
-            while missing:
-                batch = missing[: self._num_rows([len(rendered[index]) for index in missing], max_new_tokens)]
+            queue = PromptQueue(
+                prompts, max_new_tokens, facts=self.facts, tokenizer=self.tokenizer, cache=responses, listener=listener
+            )
+            while batch := queue.take(self._batch_size, is_size_free=self._is_size_free):
                 try:
-                    for num_tokens, ended in self._decode([rendered[index] for index in batch], max_new_tokens):
+                    for num_tokens, ended in decode(self._chat_model, queue.ids(batch), max_new_tokens):
                         for row in ended:
-                            index = batch[row.index]
-                            found[index] = response = self._response(row.new_ids)
-                            responses.put(keys[index], response)
-                            listener.on_response(index, response)
+                            queue.answer(batch[row.index], row.new_ids)
                         listener.on_tokens(num_tokens)
                 except torch.OutOfMemoryError as error:
-                    if len(batch) == 1:
-                        raise RunError(
-                            f"the accelerator's memory does not hold one prompt with {max_new_tokens} new tokens; "
-                            "lower --max-new-tokens"
-                        ) from error
-                    self._batch_size = len(batch) // 2
-                missing = [index for index in missing if found[index] is None]
+                    self._batch_size = halved(batch, max_new_tokens, "the accelerator", error)
+                    queue.give_back(batch)
 
-    def render(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """Returns the token ids that the model reads: those of training."""
-        template = ChatTemplate(self._chat_model.tokenizer)
-        return [template.encode(messages, add_generation_prompt=True) for messages in conversations]
 
-    def _keys(self, rendered: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        model = self._chat_model
-        identity = model_identity(model.name, getattr(model.model.config, "_commit_hash", None))
-        versions = [version("torch"), version("transformers")]
-        settings = [max_new_tokens, model.dtype, model.device.type, list(model.eos_ids), versions]
-        return [response_key(identity, ids, *settings) for ids in rendered]
+def settings_of(facts: ModelFacts, max_new_tokens: int, batch_size: int) -> dict[str, Any]:
+    """Returns how a transformers model makes responses, as kept with the scores."""
+    return {
+        "backend": "hf",
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "dtype": facts.dtype,
+        "device": facts.device,
+        "decoding": "greedy",
+    }
 
-    def _num_rows(self, lengths: Sequence[int], max_new_tokens: int) -> int:
-        """Returns how many of the next prompts, longest first, are one batch."""
-        if not self._is_size_free:
-            return self._batch_size
-        longest = lengths[0]
-        num_alike = sum(longest - length <= max(_PADDING, length) for length in lengths)
-        return max(1, min(self._batch_size, num_alike, _BATCH_TOKENS // (longest + max_new_tokens)))
 
-    def _decode(self, prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[tuple[int, list[Row]]]:
-        model = self._chat_model
-        if can_shrink(model.model):
-            return decode_shrinking(model.model, prompts, max_new_tokens=max_new_tokens, eos_ids=model.eos_ids)
-        return decode_whole(model, prompts, max_new_tokens)
+def halved(batch: Sequence[int], max_new_tokens: int, device: str, error: Exception | None = None) -> int:
+    """Returns the size of the next batch after one that the memory did not hold.
 
-    def _response(self, new_ids: list[int]) -> Response:
-        is_cut = new_ids[-1] not in self._chat_model.eos_ids
-        text = self._chat_model.tokenizer.decode(
-            new_ids if is_cut else new_ids[:-1], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return Response(text, len(new_ids), is_cut)
+    Raises:
+        RunError: It was of one prompt.
+    """
+    if len(batch) == 1:
+        raise RunError(
+            f"{device}'s memory does not hold one prompt with {max_new_tokens} new tokens; lower --max-new-tokens"
+        ) from error
+    return len(batch) // 2
+
+
+def decode(chat_model: ChatModel, prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[tuple[int, list[Row]]]:
+    """Yields after each step of one batch the number of its new tokens and the rows that ended with it."""
+    if can_shrink(chat_model.model):
+        return decode_shrinking(chat_model.model, prompts, max_new_tokens=max_new_tokens, eos_ids=chat_model.eos_ids)
+    return decode_whole(chat_model, prompts, max_new_tokens)
 
 
 def decode_whole(
@@ -148,12 +136,3 @@ def _generate_batch(chat_model: ChatModel, prompts: Sequence[list[int]], max_new
         return model.generate(input_ids, attention_mask=mask)[:, width:].tolist()
     finally:
         model.generation_config = own
-
-
-def _check_context(model: Any, longest_prompt: int, max_new_tokens: int) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and longest_prompt + max_new_tokens > context:
-        raise RunError(
-            f"the longest prompt ({longest_prompt} tokens) and {max_new_tokens} new tokens exceed "
-            f"the model's context of {context}; use --max-new-tokens {max(1, context - longest_prompt)}"
-        )

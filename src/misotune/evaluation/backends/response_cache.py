@@ -8,14 +8,13 @@ model behind an endpoint may be another one under the same name, which no key ca
 
 import hashlib
 import json
-import sqlite3
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from misotune.chat_cache import AnswerCache
-from misotune.errors import RunError
+from misotune.chat.cache import AnswerCache
+from misotune.chat.messages import ChatAnswer
 from misotune.evaluation.backends.base import Response
 
 _CONFIG_FILES = ("config.json", "adapter_config.json")
@@ -52,9 +51,13 @@ class ResponseCache:
         self._answers.__exit__(kind, error, trace)
 
     def get(self, key: str) -> Response | None:
-        """Returns the response of a key, or None."""
-        text = self._answers.get(key)
-        return None if text is None else Response(**json.loads(text))
+        """Returns the response of a key, or None.
+
+        Raises:
+            RunError: The file cannot be read; says how to go on.
+        """
+        kept = self._answers.get(key)
+        return None if kept is None else Response(**json.loads(kept.text))
 
     def put(self, key: str, response: Response) -> None:
         """Keeps a response, at once.
@@ -62,13 +65,7 @@ class ResponseCache:
         Raises:
             RunError: It cannot be written; says how to go on.
         """
-        try:
-            self._answers.put(key, json.dumps(asdict(response)))
-        except sqlite3.Error as error:
-            raise RunError(
-                f"{self._answers.path}: a response cannot be kept ({error}); those before it are: make room there and "
-                "run the same command again, and it goes on from there"
-            ) from error
+        self._answers.put(key, ChatAnswer(json.dumps(asdict(response))))
 
 
 def response_key(model: Any, prompt_ids: list[int], *settings: Any) -> str:

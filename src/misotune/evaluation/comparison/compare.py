@@ -7,7 +7,7 @@ from typing import Any
 
 from misotune.errors import DataError, UsageError
 from misotune.evaluation.comparison.difference import Difference, correct, differences_of, is_verdict, verdict
-from misotune.evaluation.comparison.metrics import Sample
+from misotune.evaluation.comparison.metrics import Sample, count_clusters
 from misotune.evaluation.comparison.reading import (
     LETTERS,
     Result,
@@ -32,6 +32,7 @@ class ResultPair:
         letters: What the two are called.
         results: The two.
         num_prompts: Prompts that both answer.
+        num_clusters: Clusters that these make up, as those that share a text do; None: every prompt stands alone.
         overall: The difference of each metric over all prompts.
         tables: Differences of parts by kind: constraint type, number of parts, group.
         main_metric: Which metric decides what is a win: the first with a verdict a prompt, else the first.
@@ -43,6 +44,7 @@ class ResultPair:
     letters: tuple[str, str]
     results: tuple[Result, Result]
     num_prompts: int
+    num_clusters: int | None
     overall: Sequence[Difference]
     tables: Mapping[str, Sequence[Difference]]
     main_metric: str
@@ -101,9 +103,15 @@ class Comparison:
                 LETTERS[at]: {"model": result.model, "folder": str(result.folder), "num_prompts": len(result.samples)}
                 for at, result in enumerate(self.results)
             },
-            "method": {"interval": "95 %, percentile bootstrap over prompts", "resamples": NUM_RESAMPLES, "seed": SEED},
+            "method": self._method(),
             "pairs": [pair.to_json() for pair in self.pairs],
         }
+
+    def _method(self) -> dict[str, Any]:
+        clusters = {pair.letters[1]: pair.num_clusters for pair in self.pairs if pair.num_clusters is not None}
+        unit = "clusters of prompts" if clusters else "prompts"
+        method = {"interval": f"95 %, percentile bootstrap over {unit}", "resamples": NUM_RESAMPLES, "seed": SEED}
+        return {**method, "num_clusters": clusters} if clusters else method
 
 
 def compare_results(
@@ -152,12 +160,13 @@ def compare_pair(a: Result, b: Result, pairs: Pairs, letters: tuple[str, str] = 
         letters=letters,
         results=(a, b),
         num_prompts=len(pairs),
+        num_clusters=count_clusters(pairs),
         overall=differences_of(pairs, metrics),
         tables=tables,
         main_metric=main,
         wins=[(one, other) for one, other, more in above if more > 0],
         losses=[(one, other) for one, other, more in above if more < 0],
-        notes=notes_on_pair(a, b, len(pairs)),
+        notes=notes_on_pair(a, b, pairs),
     )
 
 

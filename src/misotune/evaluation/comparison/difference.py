@@ -1,25 +1,26 @@
 """One figure of two results: how far apart they are, and whether that is more than noise."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from misotune.evaluation.comparison.metrics import Sample
+from misotune.evaluation.comparison.metrics import Sample, cluster_of
 from misotune.evaluation.comparison.statistics import (
     CRITICAL_P,
     FEWEST_DIFFERENT,
     NORMAL_QUANTILE,
     Floats,
     bootstrap_interval,
+    cluster_sums,
     holm,
     mcnemar_p,
     sign_flip_p,
     standard_error,
 )
 
-MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips"
+MCNEMAR, SIGN_FLIP, CLUSTER_FLIP = "McNemar, exact", "sign flips", "sign flips of clusters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,12 @@ class Difference:
         num_b_higher: Prompts on which B does.
         noise: Half the width of what chance alone brings about in 95 of 100 cases: 1.96 standard errors. With the
             exact tests also no less than six prompts' worth. None: so few prompts can show no difference at all.
+            Of prompts in clusters, clusters count in place of prompts.
         test: What `p` comes from.
         p: Probability of such a difference, or a larger one, if both were equally good.
         corrected_p: Holm's for the number of lines in a table of parts; None where there was one question only.
+        num_clusters: Clusters that the prompts make up, which interval, noise and test take as one each; None: every
+            prompt stands alone.
     """
 
     label: str
@@ -58,6 +62,7 @@ class Difference:
     test: str
     p: float
     corrected_p: float | None = None
+    num_clusters: int | None = None
 
     @property
     def difference(self) -> float:
@@ -102,11 +107,12 @@ def differences_of(
     """
     found: list[Difference] = []
     for metric in metrics:
-        scored = [(_scores(a, metric, part), _scores(b, metric, part)) for a, b in pairs]
-        scored = [(a, b) for a, b in scored if a]
-        if scored:
+        with_scores = [pair for pair in pairs if _scores(pair[0], metric, part)]
+        if with_scores:
+            scored = [(_scores(a, metric, part), _scores(b, metric, part)) for a, b in with_scores]
             has_parts = any(isinstance(a.values.get(metric), tuple) for a, _ in pairs)
-            found.append(_difference(scored, label, metric, has_parts=has_parts))
+            clusters = [cluster_of(a, b) for a, b in with_scores]
+            found.append(_difference(scored, clusters, label, metric, has_parts=has_parts))
     return found
 
 
@@ -135,7 +141,12 @@ def _scores(sample: Sample, metric: str, part: str | None) -> tuple[float, ...]:
 
 
 def _difference(
-    scored: Sequence[tuple[tuple[float, ...], tuple[float, ...]]], label: str, metric: str, *, has_parts: bool
+    scored: Sequence[tuple[tuple[float, ...], tuple[float, ...]]],
+    clusters: Sequence[Hashable],
+    label: str,
+    metric: str,
+    *,
+    has_parts: bool,
 ) -> Difference:
     sums_a: Floats = np.array([sum(a) for a, _ in scored])
     sums_b: Floats = np.array([sum(b) for _, b in scored])
@@ -144,7 +155,10 @@ def _difference(
     number = float(numbers.sum())
     num_a_higher, num_b_higher = int((differences < 0).sum()), int((differences > 0).sum())
     are_verdicts = all(score in (0, 1) for pair in scored for scores in pair for score in scores)
-    by_mcnemar = are_verdicts and not has_parts
+    differences, numbers = cluster_sums(differences, clusters), cluster_sums(numbers, clusters)
+    are_clustered = len(differences) < len(scored)
+    # The coins of McNemar's test are thrown one by one, which those of a cluster are not.
+    by_mcnemar = are_verdicts and not has_parts and not are_clustered
     low, high = bootstrap_interval(differences, numbers)
     noise = max(
         NORMAL_QUANTILE * standard_error(differences, numbers), FEWEST_DIFFERENT / number if are_verdicts else 0.0
@@ -160,7 +174,8 @@ def _difference(
         high=high,
         num_a_higher=num_a_higher,
         num_b_higher=num_b_higher,
-        noise=noise if len(scored) >= FEWEST_DIFFERENT else None,
-        test=MCNEMAR if by_mcnemar else SIGN_FLIP,
+        noise=noise if len(differences) >= FEWEST_DIFFERENT else None,
+        test=MCNEMAR if by_mcnemar else CLUSTER_FLIP if are_clustered else SIGN_FLIP,
         p=mcnemar_p(num_a_higher, num_b_higher) if by_mcnemar else sign_flip_p(differences),
+        num_clusters=len(differences) if are_clustered else None,
     )

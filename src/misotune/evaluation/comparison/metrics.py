@@ -1,7 +1,7 @@
 """A row of `samples.jsonl` as a comparison reads it: what was asked, the answer, and its score under each metric."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ class Sample:
         response: The response.
         types: The label of each part; empty where the row has none.
         group: The prompt's group, or None.
+        cluster: The label of the prompts that hang together with this one, as those on one text do; None: it stands
+            alone.
         values: The scores by metric, in [0, 1].
     """
 
@@ -29,6 +31,7 @@ class Sample:
     response: str
     types: tuple[str, ...]
     group: str | None
+    cluster: str | None
     values: Mapping[str, Value]
 
 
@@ -58,10 +61,25 @@ def sample_of_row(row: Mapping[str, Any], where: str) -> Sample:
     for metric, value in values.items():
         if types and isinstance(value, tuple) and len(value) != len(types):
             raise DataError(f"{where}: {metric} has {len(value)} parts and {len(types)} types; score the task again")
-    group = row.get("group")
-    return Sample(
-        str(row["key"]), str(row["prompt"]), str(row["response"]), types, None if group is None else str(group), values
-    )
+    group, cluster = (None if row.get(field) is None else str(row[field]) for field in ("group", "cluster"))
+    return Sample(str(row["key"]), str(row["prompt"]), str(row["response"]), types, group, cluster, values)
+
+
+def cluster_of(a: Sample, b: Sample) -> Hashable:
+    """Returns what tells the cluster of a prompt from all others; a prompt that stands alone is one of its own.
+
+    Args:
+        a: The prompt's row in one result.
+        b: Its row in another one; of an older version, either may be without a cluster.
+    """
+    cluster = b.cluster if a.cluster is None else a.cluster
+    return ("key", a.key) if cluster is None else ("cluster", cluster)
+
+
+def count_clusters(pairs: Sequence[tuple[Sample, Sample]]) -> int | None:
+    """Returns how many clusters some prompts make up; None where every prompt is one of its own."""
+    number = len({cluster_of(a, b) for a, b in pairs})
+    return number if number < len(pairs) else None
 
 
 def _values_of_verdicts(row: Mapping[str, Any], where: str) -> dict[str, Value]:

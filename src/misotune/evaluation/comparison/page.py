@@ -14,6 +14,7 @@ from misotune.evaluation.comparison.compare import Comparison
 from misotune.evaluation.comparison.difference import Difference, verdict
 from misotune.evaluation.comparison.metrics import Sample
 from misotune.evaluation.comparison.statistics import NUM_RESAMPLES, SEED
+from misotune.report.figure_names import figure_name
 
 # Wins and losses shown with their texts, each: a page of some thousand responses opens slowly.
 MOST_SHOWN = 200
@@ -42,6 +43,7 @@ def render_page(comparison: Comparison, pictures: Mapping[str, str], now: dateti
         num_resamples=f"{NUM_RESAMPLES:,}",
         seed=SEED,
         words=words,
+        figure_name=figure_name,
         verdict=verdict,
         by_metric=by_metric,
         marks=marks,

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from misotune.evaluation.comparison.compare import Comparison
 from misotune.evaluation.comparison.difference import Difference
-from misotune.evaluation.comparison.words import lettered_names, metric_name
+from misotune.evaluation.comparison.words import lettered_names
+from misotune.report.figure_names import figure_name
 
 # Okabe and Ito's colours, which readers with any colour vision tell apart, for the results behind the first, which is
 # grey; markers and hatches tell them once more.
@@ -101,7 +102,7 @@ def draw_bars(comparison: Comparison, paths: Sequence[Path]) -> None:
             )
         axes.set_xlim(0, 100)
         metrics = {line.metric for line in merged.values()}
-        axes.set_xlabel(f"{metric_name(metrics.pop())}, percent" if len(metrics) == 1 else "percent")
+        axes.set_xlabel(f"{figure_name(metrics.pop())}, percent" if len(metrics) == 1 else "percent")
 
     _save(comparison, f"Figures by {kind}" if kind else "Figures", draw, merged, max(1.0, 0.6 * len(names)), paths)
 
@@ -133,7 +134,7 @@ def _draw_interval(axes: Axes, y: float, line: Difference, at: int, name: str) -
 
 
 def _label(line: Difference) -> str:
-    name = metric_name(line.metric) if line.label == "all" else line.label
+    name = figure_name(line.metric) if line.label == "all" else line.label
     return f"{name} ({line.num_prompts if line.num_parts is None else line.num_parts:,})"
 
 

@@ -3,12 +3,12 @@
 import json
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from misotune.errors import DataError, UsageError
-from misotune.evaluation.comparison.metrics import Sample, sample_of_row
+from misotune.evaluation.comparison.metrics import Sample, count_clusters, sample_of_row
 from misotune.evaluation.constrained import read_jsonl
 from misotune.evaluation.results import SAMPLES_FILE, SCORES_FILE
 from misotune.storage import recover_folder
@@ -18,6 +18,8 @@ LETTERS = string.ascii_uppercase
 _NEEDED = ("task", "model", "prompts_sha256")
 # Settings that differ without any say in the scores, or that are told in other words.
 _NOT_NOTED = ("limit", "responses")
+# Its keys are KEY-INDEX: the prompts of one KEY come from one prompt of IFEval.
+_FLATTENED = "ifeval-flatten"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +103,16 @@ def read_result(path: Path) -> Result:
     """
     if not (path / SCORES_FILE).is_file():
         raise UsageError(f"{path}: no result of eval (there is no {SCORES_FILE}); make one: misotune eval TASK")
+    scores = _read_scores(path)
     samples: dict[str, Sample] = {}
     for where, row in read_jsonl(path / SAMPLES_FILE):
         sample = sample_of_row(row, where)
         if sample.key in samples:
             raise DataError(f"{where}: key {sample.key} stands there twice; score the task again")
+        if sample.cluster is None and scores["task"] == _FLATTENED:
+            sample = replace(sample, cluster=sample.key.rpartition("-")[0])
         samples[sample.key] = sample
-    return Result(path, _read_scores(path), samples)
+    return Result(path, scores, samples)
 
 
 def _read_scores(folder: Path) -> dict[str, Any]:
@@ -147,16 +152,27 @@ def pair_samples(a: Result, b: Result) -> list[tuple[Sample, Sample]]:
                 f"the prompts differ: key {one.key} asks for something else in {a.folder} than in {b.folder}; "
                 "evaluate both on the same prompts"
             )
+        if None not in (one.cluster, other.cluster) and one.cluster != other.cluster:
+            raise UsageError(
+                f"key {one.key} is of cluster {one.cluster!r:.60} in {a.folder} and of {other.cluster!r:.60} in "
+                f"{b.folder}; score both with the same version of the task"
+            )
     return pairs
 
 
-def notes_on_pair(a: Result, b: Result, num_paired: int) -> list[str]:
-    """Returns what a reader must know: prompts left out, and settings and versions that differ."""
+def notes_on_pair(a: Result, b: Result, pairs: Sequence[tuple[Sample, Sample]]) -> list[str]:
+    """Returns what a reader must know: prompts left out, clusters, and settings and versions that differ."""
     notes: list[str] = []
+    num_paired, num_clusters = len(pairs), count_clusters(pairs)
     if num_paired < max(len(a.samples), len(b.samples)):
         notes.append(
             f"only {num_paired} prompts are in both and are compared; {a.folder} has {len(a.samples)}, "
             f"{b.folder} has {len(b.samples)}"
+        )
+    if num_clusters is not None:
+        notes.append(
+            f"the {num_paired:,} prompts make up {num_clusters:,} clusters that share a text; intervals, noise and "
+            "tests take each cluster as one"
         )
     elsewhere = [result for result in (a, b) if "responses" in _mapping(result, "settings")]
     if len(elsewhere) == 1:

@@ -8,13 +8,11 @@ FOLDER/
 """
 
 import json
-import shutil
 from pathlib import Path
 
-from misotune.errors import RunError, UsageError
 from misotune.evaluation.comparison.compare import Comparison
 from misotune.evaluation.comparison.page import render_page
-from misotune.storage import replace_folder
+from misotune.storage import check_own_folder, whole_folder
 
 COMPARISON_FILE = "comparison.json"
 PAGE_FILE = "comparison.html"
@@ -26,10 +24,7 @@ def check_comparison_folder(folder: Path) -> None:
     Raises:
         UsageError: `folder` is a file, or a folder that holds something else.
     """
-    if folder.is_file():
-        raise UsageError(f"{folder}: is a file; name a folder with --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / COMPARISON_FILE).is_file():
-        raise UsageError(f"{folder}: holds files that are no comparison; name another folder with --out")
+    check_own_folder(folder, COMPARISON_FILE, "comparison")
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> Path:
@@ -43,10 +38,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> Path:
     from misotune.evaluation.comparison.plots import draw_bars, draw_forest
 
     check_comparison_folder(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with whole_folder(folder, "comparison") as partial:
         text = json.dumps(comparison.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
         (partial / COMPARISON_FILE).write_text(text + "\n", encoding="utf-8")
         draw_forest(comparison, [partial / "forest.svg", partial / "forest.png"])
@@ -57,7 +49,4 @@ def write_comparison(folder: Path, comparison: Comparison) -> Path:
         }
         page = render_page(comparison, pictures)
         (partial / PAGE_FILE).write_text(page, encoding="utf-8", errors="replace")
-        replace_folder(partial, folder)
-    except OSError as error:
-        raise RunError(f"{folder}: the comparison cannot be written: {error.strerror or error}") from error
     return folder / PAGE_FILE

@@ -2,11 +2,14 @@
 
 A prompt i contributes d_i = B_i - A_i, the difference of the two results' sums over its n_i parts; n_i = 1 where a
 metric is one number a prompt. The difference of two figures is sum(d) / sum(n). Prompts are drawn, never parts, since
-the parts of one response hang together.
+the parts of one response hang together. Where prompts hang together too, as questions on one text do, `cluster_sums`
+comes first and i counts clusters: bootstrap and sign flips take each as one, and the standard error becomes the
+clustered one (Miller, Adding Error Bars to Evals, arXiv 2411.00640, section 2.2; Cameron and Miller, A Practitioner's
+Guide to Cluster-Robust Inference, 2015, with G / (G - 1) for the number of clusters G).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,19 @@ _MAX_DRAWS = 2_000_000
 _MAX_EXACT_TOTAL = 5_000
 
 Floats = NDArray[np.float64]
+
+
+def cluster_sums(values: Floats, clusters: Sequence[Hashable]) -> Floats:
+    """Returns the sum of the values of each cluster, in the order in which the clusters come.
+
+    >>> cluster_sums(np.array([1.0, 0.0, -1.0, 1.0]), ["x", "y", "y", "x"]).tolist()
+    [2.0, -1.0]
+    """
+    places: dict[Hashable, int] = {}
+    at = [places.setdefault(cluster, len(places)) for cluster in clusters]
+    sums = np.zeros(len(places))
+    np.add.at(sums, at, values)
+    return sums
 
 
 def bootstrap_interval(

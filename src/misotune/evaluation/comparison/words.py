@@ -5,19 +5,9 @@ from pathlib import Path
 
 from misotune.evaluation.comparison.difference import Difference, verdict
 from misotune.evaluation.comparison.reading import LETTERS, Result
+from misotune.report.figure_names import figure_name
 
-_METRICS = {
-    "prompt_level_strict_acc": "prompt strict",
-    "inst_level_strict_acc": "instruction strict",
-    "prompt_level_loose_acc": "prompt loose",
-    "inst_level_loose_acc": "instruction loose",
-}
 _LONGEST_NAME = 40
-
-
-def metric_name(metric: str) -> str:
-    """Returns what a metric is called."""
-    return _METRICS.get(metric, metric)
 
 
 def percent(share: float) -> str:
@@ -63,6 +53,12 @@ def noise_text(difference: Difference) -> str:
     return "-" if difference.noise is None or difference.noise > 1 else f"±{percent(difference.noise)}"
 
 
+def count_heading(table: Sequence[Difference]) -> str:
+    """Returns the heading of a table's column of `count_text`."""
+    has_parts = any(line.num_parts not in (None, line.num_prompts) for line in table)
+    return "prompts (parts)" if has_parts else "prompts"
+
+
 def count_text(difference: Difference) -> str:
     """Returns the number of prompts, and of their parts where the metric has parts."""
     if difference.num_parts is None or difference.num_parts == difference.num_prompts:
@@ -74,7 +70,7 @@ def sentence(difference: Difference, letters: tuple[str, str]) -> str:
     """Returns the verdict with its numbers."""
     p = p_text(difference.p)
     told = (
-        f"{verdict(difference, letters)}: {metric_name(difference.metric)} {percent(difference.a)} % in {letters[0]}, "
+        f"{verdict(difference, letters)}: {figure_name(difference.metric)} {percent(difference.a)} % in {letters[0]}, "
         f"{percent(difference.b)} % in {letters[1]}, {points(difference.difference)} points "
         f"(95 % interval {interval(difference)}, p {p if p.startswith('<') else f'= {p}'})"
     )
@@ -84,6 +80,8 @@ def sentence(difference: Difference, letters: tuple[str, str]) -> str:
 def reach(difference: Difference) -> str:
     """Returns what the number of prompts could have shown."""
     prompts = f"{difference.num_prompts:,} prompt{'s' if difference.num_prompts > 1 else ''}"
+    if difference.num_clusters is not None:
+        prompts += f" in {difference.num_clusters:,} cluster{'s' if difference.num_clusters > 1 else ''}"
     if noise_text(difference) == "-":
         return f"{prompts} could show no difference at all"
     return f"a difference below {percent(difference.noise or 0)} points cannot be told from chance on {prompts}"

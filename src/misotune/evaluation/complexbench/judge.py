@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from misotune.chat_api import MAX_FAILURES_IN_A_ROW, ApiFailure, ChatAnswer, ChatApi, ChatRequest
-from misotune.chat_cache import AnswerCache
+from misotune.chat.api import MAX_FAILURES_IN_A_ROW, ChatApi
+from misotune.chat.cache import AnswerCache
+from misotune.chat.messages import ApiFailure, ChatAnswer, ChatRequest
+from misotune.chat.server import Server
 
 MAX_LOST_SHARE = 0.01
 # An empty answer is asked for again, as published; what a server refuses for its content it refuses every time.
@@ -44,12 +46,9 @@ class JudgeOptions:
     """Who judges, and how it is asked.
 
     Attributes:
-        endpoint: The server's address, such as `http://127.0.0.1:8000/v1`.
-        model: The judge's name, as the server knows it.
+        server: The judge and where it is.
         cache: A file for the answers; a killed judging goes on from it.
         prompts: `evaluation/prompts` of the ComplexBench repository; None: where the data file's repository has it.
-        api_key: Sent to the server; None: none.
-        concurrency: Requests in flight at once.
         timeout_s: Seconds until one try of a request is given up.
         retries: Tries after the first. The published code tries 30 times, 1.2 s apart; with growing pauses of
             up to 8 s, eight tries are as patient.
@@ -57,12 +56,9 @@ class JudgeOptions:
         on_progress: Called after each answer.
     """
 
-    endpoint: str
-    model: str
+    server: Server
     cache: Path
     prompts: Path | None = None
-    api_key: str | None = field(default=None, repr=False)
-    concurrency: int = 8
     timeout_s: float = 120.0
     retries: int = 8
     options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
@@ -73,20 +69,12 @@ class Judge:
     """Asks many questions and brings all answers that can be had.
 
     Raises:
-        UsageError: The endpoint is no http address, or the package `openai` is missing.
+        UsageError: The package `openai` is missing.
     """
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
-        self._api = ChatApi(
-            options.endpoint,
-            options.model,
-            cache=options.cache,
-            concurrency=options.concurrency,
-            timeout_s=options.timeout_s,
-            retries=options.retries,
-            api_key=options.api_key,
-        )
+        self._api = ChatApi(options.server, cache=options.cache, timeout_s=options.timeout_s, retries=options.retries)
 
     def ask(self, texts: Sequence[Callable[[], str]]) -> list[ChatAnswer | ApiFailure]:
         """Returns the answers, in the order of the questions.
@@ -127,7 +115,7 @@ class Judge:
         do for their content, are no such sign, though nothing else may be left to ask: they are asked in small lots.
         """
         with AnswerCache(self.options.cache) as cache:
-            is_known = [cache.get(request_of(place).key(self.options.model)) is not None for place in places]
+            is_known = [cache.get(request_of(place).key(self.options.server.model)) is not None for place in places]
         yield [place for place, known in zip(places, is_known, strict=True) if known]
         rest = [place for place, known in zip(places, is_known, strict=True) if not known]
         lot = len(rest) if len(rest) > MAX_LOST_SHARE * num_questions else MAX_FAILURES_IN_A_ROW - 1

@@ -14,18 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from misotune.chat_api import ApiFailure, ChatAnswer
+from misotune.chat.messages import ApiFailure, ChatAnswer
 from misotune.errors import RunError, UsageError
 from misotune.evaluation.complexbench.answers import read_parts, read_verdict
 from misotune.evaluation.complexbench.figures import DRFR, after_dependencies, summarize
 from misotune.evaluation.complexbench.instances import Instance, Language, ScoringQuestion, read_instances
 from misotune.evaluation.complexbench.judge import MAX_LOST_SHARE, Judge, JudgeOptions
 from misotune.evaluation.complexbench.judge_prompts import JudgePrompts, find_prompts, read_prompts
-from misotune.evaluation.task import Sample, Summary, Task
+from misotune.evaluation.task import ResponseFields, Sample, Summary, Task
 
 NAME = "complexbench"
 # Of GPT-4's published responses the longest has 4,162 characters, and one in a hundred more than 2,905.
 MAX_NEW_TOKENS = 2048
+# Those of llm_generations/*.jsonl in the repository.
+_PUBLISHED_RESPONSES = ResponseFields(key="main_id", prompt="instruction", response="generated")
 _UNCLEAR = "an answer that is not in the form that was asked for"
 
 
@@ -58,7 +60,7 @@ class ComplexBenchScoring:
         return {
             "language": self._language,
             "judge": {
-                "model": self._judge.options.model,
+                "model": self._judge.options.server.model,
                 "options": dict(self._judge.options.options),
                 "prompts": str(self._prompts.folder),
                 "prompts_sha256": dict(self._prompts.sha256),
@@ -98,12 +100,13 @@ class ComplexBenchScoring:
         troubles = Counter(entry.trouble for entry in found if entry.trouble is not None)
         if troubles.total() > MAX_LOST_SHARE * len(found):
             unclear = next((entry.answer for entry in found if entry.trouble and entry.answer), None)
+            judge = self._judge.options
             raise RunError(
-                f"the judge {self._judge.options.model} gave no clear answer to {troubles.total()} of {len(found)} "
+                f"the judge {judge.server.model} gave no clear answer to {troubles.total()} of {len(found)} "
                 f"questions, more than {MAX_LOST_SHARE:.0%}: no score "
                 f"({'; '.join(f'{number}: {what}' for what, number in troubles.most_common(3))}"
                 f"{'' if unclear is None else f', such as {unclear[-60:]!r}'}); all answers are kept in "
-                f"{self._judge.options.cache}: the same command asks for missing ones again, else take another judge"
+                f"{judge.cache}: the same command asks for missing ones again, else take another judge"
             )
 
 
@@ -126,8 +129,8 @@ def load_complexbench(data: Path, *, judge: JudgeOptions, language: Language = "
     instances = read_instances(path, language)
     scoring = ComplexBenchScoring(judge, read_prompts(find_prompts(path, judge.prompts)), language)
     taken = instances[:limit]
-    notes = tuple(_notes(taken, instances[len(taken) :], judge.model, language))
-    return Task(NAME, str(path), taken, instances, MAX_NEW_TOKENS, scoring, notes)
+    notes = tuple(_notes(taken, instances[len(taken) :], judge.server.model, language))
+    return Task(NAME, str(path), taken, instances, MAX_NEW_TOKENS, scoring, notes, response_fields=_PUBLISHED_RESPONSES)
 
 
 def _read(question: ScoringQuestion, response: str, answer: ChatAnswer | ApiFailure) -> _Found:

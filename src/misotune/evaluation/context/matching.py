@@ -22,37 +22,45 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
-def first_sentence(response: str) -> str:
-    """Returns the response up to its first full stop that a space follows.
+def first_sentences(response: str, number: int = 1) -> str:
+    """Returns the response up to its first full stop that a space follows, or up to a later one.
 
-    The paper scores this much (appendix A.3): its code gives the generation `". "` as its stop.
+    The paper scores one sentence (appendix A.3): its code gives the generation `". "` as its stop.
 
-    >>> first_sentence("In France. That is in Europe. ")
+    >>> first_sentences("In France. That is in Europe. ")
     'In France'
+    >>> first_sentences("In St. Louis. That is in Missouri. ", 2)
+    'In St. Louis'
     """
-    return response.partition(". ")[0]
+    return ". ".join(response.split(". ")[:number])
 
 
 def contains(response: str, answers: Sequence[str]) -> bool:
     """Tells whether an answer stands anywhere in the response's first sentence, both normalised.
 
-    Anywhere: `2` stands in `12` too, as in the paper's code.
+    Anywhere: `2` stands in `12` too, as in the paper's code. An answer with a full stop of its own, `St. Louis`, is
+    looked for in one sentence more; the paper's stop makes it one that no response can hold.
 
     >>> contains("It lasted 12 years", ["2"]), contains("Normandy is in France.", ["the France"])
     (True, True)
+    >>> contains("It is St. Louis. Chicago is another.", ["St. Louis"]), contains("It is St. Louis.", ["Louis"])
+    (True, False)
     """
-    text = normalize_answer(first_sentence(response))
-    return any(normalize_answer(answer) in text for answer in answers)
+    return any(normalize_answer(answer) in _said(response, answer) for answer in answers)
 
 
 def contains_words(response: str, answers: Sequence[str]) -> bool:
-    """Tells whether an answer stands in the response's first sentence as whole words, both normalised.
+    """Tells whether an answer stands in the response as `contains` has it, as whole words.
 
     >>> contains_words("It lasted 12 years", ["2"]), contains_words("It lasted 12 years", ["12 years"])
     (False, True)
     """
-    text = normalize_answer(first_sentence(response))
-    return any(f" {normalize_answer(answer)} " in f" {text} " for answer in answers)
+    return any(f" {normalize_answer(answer)} " in f" {_said(response, answer)} " for answer in answers)
+
+
+def _said(response: str, answer: str) -> str:
+    """Returns the part of the response that an answer is looked for in, normalised."""
+    return normalize_answer(first_sentences(response, 1 + answer.count(". ")))
 
 
 def keywords_found(response: str, keywords: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 Source: arXiv 2411.02688, section 4.1 and appendix A.3, and its published code.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,7 @@ class ReadingPrompt:
     prompt: str
     answers: tuple[str, ...]
     kind: str | None
+    cluster: str
     where: str
 
     @property
@@ -73,6 +75,7 @@ class ReadingScoring:
         for prompt, response in zip(prompts, responses, strict=True):
             found: dict[str, Any] = {
                 "answers": list(prompt.answers),
+                "cluster": prompt.cluster,
                 "scores": {
                     "contains": int(contains(response, prompt.answers)),
                     "contains_words": int(contains_words(response, prompt.answers)),
@@ -157,4 +160,6 @@ def _without_void_answers(question: Question) -> Question:
 
 def _prompt(question: Question, template: str) -> ReadingPrompt:
     prompt = template.format(context=question.context, question=question.question)
-    return ReadingPrompt(question.key, prompt, question.answers, question.kind, question.where)
+    # Questions on one text hang together; `compare` takes them as one.
+    cluster = hashlib.sha256(question.context.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return ReadingPrompt(question.key, prompt, question.answers, question.kind, cluster, question.where)

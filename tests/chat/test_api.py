@@ -3,7 +3,6 @@
 import itertools
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -12,18 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.chat_server import ChatServer, Fault, question_of
+from tests.chat_server import ChatServer, Fault, Reply, question_of
 
-from misotune.chat_api import (
-    MAX_FAILURES_IN_A_ROW,
-    ApiFailure,
-    ChatAnswer,
-    ChatApi,
-    ChatRequest,
-    read_api_key,
-)
-from misotune.chat_cache import AnswerCache
-from misotune.errors import RunError, UsageError
+from misotune.chat.api import MAX_FAILURES_IN_A_ROW, ChatApi
+from misotune.chat.cache import AnswerCache
+from misotune.chat.messages import EMPTY_ANSWER, ApiFailure, ChatAnswer, ChatRequest
+from misotune.chat.server import Server, read_api_key
+from misotune.errors import RunError
 
 pytest.importorskip("openai")
 
@@ -52,7 +46,7 @@ def test_answers_come_in_the_order_of_the_questions_while_many_are_asked_at_once
 
     questions = [str(i) for i in range(100)]
     with ChatServer(slow_first) as server:
-        assert texts(ChatApi(server.url, "small", cache=cache, concurrency=5), questions) == [
+        assert texts(ChatApi(Server(server.url, "small", concurrency=5), cache=cache), questions) == [
             f"re: {q}" for q in questions
         ]
     assert server.most_at_once == 5
@@ -68,7 +62,7 @@ def test_no_more_questions_are_read_than_the_window_holds(cache):
             yield str(read)
 
     with ChatServer(echo, delay_s=0.01) as server:
-        answers = ChatApi(server.url, "small", cache=cache, concurrency=2).ask(questions(), ask)
+        answers = ChatApi(Server(server.url, "small", concurrency=2), cache=cache).ask(questions(), ask)
         for _ in range(50):
             next(answers)
         answers.close()
@@ -77,7 +71,7 @@ def test_no_more_questions_are_read_than_the_window_holds(cache):
 
 def test_items_without_a_question_pass_in_their_place(cache):
     with ChatServer(echo) as server:
-        api = ChatApi(server.url, "small", cache=cache)
+        api = ChatApi(Server(server.url, "small"), cache=cache)
         found = list(api.ask([1, 2, 3, 4], lambda item: ask(str(item)) if item % 2 else None))
     assert [(item, answer and answer.text) for item, answer in found] == [
         (1, "re: 1"),
@@ -89,9 +83,9 @@ def test_items_without_a_question_pass_in_their_place(cache):
 
 def test_what_is_in_the_cache_needs_no_server(cache):
     with ChatServer(echo) as server:
-        texts(ChatApi(server.url, "small", cache=cache), "abc")
+        texts(ChatApi(Server(server.url, "small"), cache=cache), "abc")
     progress = []
-    api = ChatApi(server.url, "small", cache=cache, on_progress=lambda p: progress.append((p.done, p.cached)))
+    api = ChatApi(Server(server.url, "small"), cache=cache, on_progress=lambda p: progress.append((p.done, p.cached)))
     assert texts(api, "abc") == ["re: a", "re: b", "re: c"]
     assert progress == [(1, 1), (2, 2), (3, 3)]
 
@@ -116,7 +110,7 @@ def test_another_question_has_another_key(other):
 def test_neither_key_nor_address_is_in_the_cache(cache, monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-secret-123")
     with ChatServer(echo, api_key="sk-secret-123") as server:
-        texts(ChatApi(server.url, "small", cache=cache, api_key=read_api_key("MY_KEY")), "abc")
+        texts(ChatApi(Server(server.url, "small", api_key=read_api_key("MY_KEY")), cache=cache), "abc")
         port = str(server.port).encode()
     held = b"".join(file.read_bytes() for file in cache.parent.iterdir())
     assert b"re: a" in held
@@ -127,7 +121,7 @@ def test_neither_key_nor_address_is_in_the_cache(cache, monkeypatch):
 def test_a_key_that_was_not_asked_for_is_not_sent(cache, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-server")
     with ChatServer(echo) as server:
-        texts(ChatApi(server.url, "small", cache=cache), "a")
+        texts(ChatApi(Server(server.url, "small"), cache=cache), "a")
     assert not any("sk-of-another-server" in str(headers) for headers in server.headers)
 
 
@@ -137,7 +131,7 @@ def test_a_server_that_is_down_is_one_line_with_the_cure(cache):
     with pytest.raises(
         RunError, match=r"no server answers \(.+\); start one, .*transformers serve small --port"
     ) as error:
-        texts(ChatApi(server.url, "small", cache=cache), "abc")
+        texts(ChatApi(Server(server.url, "small"), cache=cache), "abc")
     assert "\n" not in str(error.value)
 
 
@@ -146,8 +140,16 @@ def test_a_refused_key_is_named_before_any_question(cache):
         ChatServer(echo, api_key="right") as server,
         pytest.raises(RunError, match=r"refuses the API key .*--api-key-env"),
     ):
-        texts(ChatApi(server.url, "small", cache=cache, api_key="wrong"), "abc")
+        texts(ChatApi(Server(server.url, "small", api_key="wrong"), cache=cache), "abc")
     assert server.requests == []
+
+
+def test_a_refused_key_names_the_callers_own_option(cache):
+    with ChatServer(echo, api_key="right") as server:
+        judge = Server(server.url, "small", api_key="wrong", key_option="--judge-api-key-env")
+        with pytest.raises(RunError, match=r"the right one with --judge-api-key-env$") as error:
+            texts(ChatApi(judge, cache=cache), "abc")
+    assert "wrong" not in str(error.value)
 
 
 @pytest.mark.parametrize("status", [400, 404], ids=["as-transformers-serve", "as-vllm"])
@@ -161,13 +163,13 @@ def test_a_wrong_model_stops_at_once_with_the_nearest_name(cache, status):
         ChatServer(only_small, models=("small", "large")) as server,
         pytest.raises(RunError, match=f"refuses model 'smal' .status {status}: no such model.; did you mean 'small'"),
     ):
-        texts(ChatApi(server.url, "smal", cache=cache), "abc")
+        texts(ChatApi(Server(server.url, "smal"), cache=cache), "abc")
     assert len(server.requests) == 1
 
 
 def test_a_server_without_a_list_of_models_is_asked_all_the_same(cache):
     with ChatServer(echo, models=None) as server:
-        assert texts(ChatApi(server.url, "any", cache=cache), "ab") == ["re: a", "re: b"]
+        assert texts(ChatApi(Server(server.url, "any"), cache=cache), "ab") == ["re: a", "re: b"]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -180,7 +182,11 @@ def test_a_busy_server_is_asked_again(cache, status):
         return echo(request)
 
     with ChatServer(sometimes) as server:
-        assert texts(ChatApi(server.url, "small", cache=cache, concurrency=1), "abc") == ["re: a", "re: b", "re: c"]
+        assert texts(ChatApi(Server(server.url, "small", concurrency=1), cache=cache), "abc") == [
+            "re: a",
+            "re: b",
+            "re: c",
+        ]
     assert len(server.requests) == 6
 
 
@@ -194,7 +200,7 @@ def test_retry_after_is_waited_for(cache):
         return echo(request)
 
     with ChatServer(once) as server:
-        texts(ChatApi(server.url, "small", cache=cache), "a")
+        texts(ChatApi(Server(server.url, "small"), cache=cache), "a")
     assert times[1] - times[0] >= 1.0
 
 
@@ -205,7 +211,7 @@ def test_a_server_that_stays_busy_ends_the_run_and_keeps_the_answers(cache):
         return echo(request)
 
     with ChatServer(busy_at_c) as server:
-        api = ChatApi(server.url, "small", cache=cache, retries=2, concurrency=1)
+        api = ChatApi(Server(server.url, "small", concurrency=1), cache=cache, retries=2)
         with pytest.raises(
             RunError, match=r"429: quota exceeded\); .*2 answers are kept in .*answers.sqlite: run the same"
         ):
@@ -222,7 +228,7 @@ def test_a_server_that_stays_busy_ends_the_run_and_keeps_the_answers(cache):
         (Fault(200, '{"choices": [}'), "the server's answer is no chat completion"),
         (Fault(200, '{"choices": []}'), "the server's answer is no chat completion"),
         (Fault(200, '{"choices": [{"message": {"content": null}}]}'), "the server's answer is empty"),
-        (Fault(200, '{"choices": [{"message": {"content": 7}}]}'), "the server's answer is empty"),
+        (Fault(200, '{"choices": [{"message": {"content": 7}}]}'), "the server's answer is no chat completion"),
     ],
     ids=["500", "400", "html", "broken-json", "no-choices", "null", "number"],
 )
@@ -233,9 +239,35 @@ def test_a_question_that_fails_is_a_failure_and_the_others_go_on(cache, fault, r
         return echo(request)
 
     with ChatServer(fails_at_b) as server:
-        assert texts(ChatApi(server.url, "small", cache=cache, retries=0), "abc") == ["re: a", reason, "re: c"]
+        assert texts(ChatApi(Server(server.url, "small"), cache=cache, retries=0), "abc") == ["re: a", reason, "re: c"]
     with AnswerCache(cache) as kept:
         assert kept.num_answers == 2
+
+
+def test_an_answer_says_why_it_ended_and_how_long_it_is_the_cached_one_too(cache):
+    with ChatServer(lambda request: Reply("to be cont", "length", 7)) as server:
+        api = ChatApi(Server(server.url, "small"), cache=cache)
+        [first], [second] = ([answer for _, answer in api.ask("a", ask)] for _ in range(2))
+    assert first == ChatAnswer("to be cont", "length", 7)
+    assert second == ChatAnswer("to be cont", "length", 7, is_cached=True)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "num_tokens"),
+    [(None, None), ("", -1), (3, "seven"), (["stop"], [7]), ({}, 2.5)],
+    ids=["not said", "empty", "number and text", "lists", "object and fraction"],
+)
+def test_what_a_server_does_not_say_or_says_wrongly_is_not_known(cache, finish_reason, num_tokens):
+    with ChatServer(lambda request: Reply("yes", finish_reason, num_tokens)) as server:
+        [(_, answer)] = ChatApi(Server(server.url, "small"), cache=cache).ask("a", ask)
+    assert answer == ChatAnswer("yes")
+
+
+def test_an_answer_without_text_says_why_it_ended(cache):
+    with ChatServer(lambda request: Reply(None, "length", 512)) as server:
+        [(_, answer)] = ChatApi(Server(server.url, "small"), cache=cache).ask("a", ask)
+    assert answer == ApiFailure(EMPTY_ANSWER, finish_reason="length", num_tokens=512)
 
 
 def test_a_slow_answer_is_given_up_and_counted(cache):
@@ -245,7 +277,7 @@ def test_a_slow_answer_is_given_up_and_counted(cache):
         return echo(request)
 
     with ChatServer(slow_b) as server:
-        found = texts(ChatApi(server.url, "small", cache=cache, timeout_s=0.3, retries=0), "abc")
+        found = texts(ChatApi(Server(server.url, "small"), cache=cache, timeout_s=0.3, retries=0), "abc")
     assert found == ["re: a", "no answer from the server within 0.3 s", "re: c"]
 
 
@@ -254,17 +286,57 @@ def test_a_server_that_fails_every_time_ends_the_run(cache):
         raise Fault(500, '{"detail": "CUDA error"}')
 
     with ChatServer(broken) as server:
-        api = ChatApi(server.url, "small", cache=cache, retries=0)
+        api = ChatApi(Server(server.url, "small"), cache=cache, retries=0)
         with pytest.raises(RunError, match=f"{MAX_FAILURES_IN_A_ROW} failures in a row, .*status 500 .CUDA error"):
             texts(api, map(str, range(1000)))
     assert len(server.requests) < 2 * MAX_FAILURES_IN_A_ROW
+
+
+def test_a_model_that_says_nothing_is_no_dead_server(cache):
+    with ChatServer(lambda request: Reply(" \n")) as server:
+        found = texts(ChatApi(Server(server.url, "small"), cache=cache, retries=0), map(str, range(60)))
+    assert found == [EMPTY_ANSWER] * 60
+    assert len(server.requests) == 60
+
+
+def test_empty_answers_between_failures_say_that_the_server_lives(cache):
+    def fails(request) -> str:
+        if int(question_of(request)) % MAX_FAILURES_IN_A_ROW == 0:
+            return ""
+        raise Fault(500)
+
+    with ChatServer(fails) as server:
+        api = ChatApi(Server(server.url, "small", concurrency=1), cache=cache, retries=0)
+        assert texts(api, map(str, range(60))).count(EMPTY_ANSWER) == 3
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_an_answer_that_cannot_be_kept_ends_the_run_and_no_more_is_asked(cache, monkeypatch, number):
+    put = AnswerCache.put
+
+    def full_at(self, key, answer):
+        if answer.text == f"re: {number}":
+            self._db.execute("PRAGMA max_page_count = 1")  # SQLite takes it for the number of pages there are
+            answer = ChatAnswer("long " * 10_000)
+        put(self, key, answer)
+
+    monkeypatch.setattr(AnswerCache, "put", full_at)
+    with ChatServer(echo) as server:
+        api = ChatApi(Server(server.url, "small", concurrency=1), cache=cache)
+        message = r"answers.sqlite: an answer cannot be kept .*is full\); those before it are: make room there and run"
+        with pytest.raises(RunError, match=message) as error:
+            texts(api, map(str, range(1, 100)))
+    assert "\n" not in str(error.value)
+    assert len(server.requests) == number
+    with AnswerCache(cache) as kept:
+        assert kept.num_answers == number - 1
 
 
 def test_a_server_that_goes_down_loses_nothing_and_the_next_run_goes_on(cache):
     questions = [str(i) for i in range(40)]
     server = ChatServer(echo, delay_s=0.01)
     server.start()
-    api = ChatApi(server.url, "small", cache=cache, concurrency=2, retries=1)
+    api = ChatApi(Server(server.url, "small", concurrency=2), cache=cache, retries=1)
     got = []
 
     def ask_until_it_breaks() -> None:
@@ -293,8 +365,10 @@ def test_a_killed_process_keeps_every_answer_it_had(cache):
     code = f"""
         import sys
         from pathlib import Path
-        from misotune.chat_api import ChatApi, ChatRequest
-        api = ChatApi(sys.argv[1], "small", cache=Path({str(cache)!r}), concurrency=4)
+        from misotune.chat.api import ChatApi
+        from misotune.chat.messages import ChatRequest
+        from misotune.chat.server import Server
+        api = ChatApi(Server(sys.argv[1], "small", concurrency=4), cache=Path({str(cache)!r}))
         ask = lambda text: ChatRequest(({{"role": "user", "content": text}},), {{"temperature": 0}})
         for item, answer in api.ask(map(str, range(10_000)), ask):
             print(item, flush=True)
@@ -308,13 +382,13 @@ def test_a_killed_process_keeps_every_answer_it_had(cache):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    api = ChatApi(server.url, "small", cache=cache)
+    api = ChatApi(Server(server.url, "small"), cache=cache)
     assert texts(api, seen) == [f"re: {item}" for item in seen]
 
 
 def test_a_second_process_may_use_the_same_cache(cache):
     with ChatServer(echo, delay_s=0.005) as server:
-        apis = [ChatApi(server.url, "small", cache=cache) for _ in range(2)]
+        apis = [ChatApi(Server(server.url, "small"), cache=cache) for _ in range(2)]
         found: list[list[str]] = [[], []]
         threads = [
             threading.Thread(target=lambda i=i: found[i].extend(texts(apis[i], map(str, range(50))))) for i in range(2)
@@ -332,54 +406,11 @@ def test_an_error_in_the_questions_reaches_the_caller(cache):
         raise KeyError("of the caller")
 
     with ChatServer(echo) as server, pytest.raises(KeyError, match="of the caller"):
-        texts(ChatApi(server.url, "small", cache=cache), questions())
+        texts(ChatApi(Server(server.url, "small"), cache=cache), questions())
 
 
 @pytest.mark.parametrize("text", ["half \ud800 pair", "nul \x00 byte", "日本語 🎉"], ids=["surrogate", "nul", "emoji"])
 def test_odd_text_in_a_question_is_a_failure_or_an_answer_and_no_crash(cache, text):
     with ChatServer(echo) as server:
-        [(_, answer)] = ChatApi(server.url, "small", cache=cache, retries=0).ask([text], ask)
+        [(_, answer)] = ChatApi(Server(server.url, "small"), cache=cache, retries=0).ask([text], ask)
     assert isinstance(answer, ChatAnswer | ApiFailure)
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "url"),
-    [
-        ("http://127.0.0.1:8000", "http://127.0.0.1:8000/v1"),
-        ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1"),
-        ("http://127.0.0.1:8000/v1/chat/completions", "http://127.0.0.1:8000/v1"),
-        ("https://host/openai/v1/", "https://host/openai/v1"),
-    ],
-)
-def test_an_endpoint_may_be_given_with_or_without_its_path(cache, endpoint, url):
-    assert ChatApi(endpoint, "m", cache=cache).base_url == url
-
-
-@pytest.mark.parametrize("endpoint", ["localhost:8000", "", "ftp://host", "http://"])
-def test_an_endpoint_that_is_no_http_address_is_refused(cache, endpoint):
-    with pytest.raises(UsageError, match="is no http address; give one such as"):
-        ChatApi(endpoint, "m", cache=cache)
-
-
-def test_an_endpoint_with_a_password_is_refused_and_not_shown(cache):
-    with pytest.raises(UsageError) as error:
-        ChatApi("http://me:hunter2@host", "m", cache=cache)
-    assert "hunter2" not in str(error.value)
-
-
-def test_a_file_that_is_no_cache_is_named(tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("not a database, but long enough to be looked at as one" * 20)
-    with pytest.raises(UsageError, match=r"notes.txt: cannot be used as a cache of answers"):
-        AnswerCache(path)
-    other = tmp_path / "other.sqlite"
-    sqlite3.connect(other).close()
-    with AnswerCache(other) as cache:
-        assert cache.num_answers == 0
-
-
-def test_a_missing_key_variable_is_named(monkeypatch):
-    monkeypatch.delenv("NO_KEY", raising=False)
-    with pytest.raises(UsageError, match="environment variable NO_KEY holds no API key"):
-        read_api_key("NO_KEY")
-    assert read_api_key(None) is None
