@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from misotune.cli.inspect_attention import attention
+from misotune.cli.inspect_dependency import dependency
 from misotune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 _RESULTS_ROOT = Path("inspect")
 
 app = typer.Typer(help="Look into a model: measure and draw.", no_args_is_help=True)
+
+
+app.command("attention")(attention)
+app.command("dependency")(dependency)
 
 
 @app.callback()

@@ -1,0 +1,75 @@
+"""The result folder of an analysis of attention.
+
+FOLDER/
+    attention.json        settings, versions, and for every model means, layers, heads, verdicts and rows
+    attention.csv         the shares, one line for each model, part, layer and head
+    constraints.csv       one line for each model, row and constraint, with its verdict
+    attention.svg, .png   the picture
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from misotune.analysis.attention_parts import PARTS
+from misotune.analysis.attention_plots import draw_attention
+from misotune.analysis.attention_summary import ModelShares
+from misotune.storage import check_own_folder, whole_folder
+
+RESULT_FILE = "attention.json"
+SHARES_FILE = "attention.csv"
+CONSTRAINTS_FILE = "constraints.csv"
+PICTURES = ("attention.svg", "attention.png")
+
+
+def check_attention_folder(folder: Path) -> None:
+    """Makes sure that a result may be written to `folder`: an older result is replaced, nothing else is.
+
+    Raises:
+        UsageError: `folder` is a file, or a folder that holds something else.
+    """
+    check_own_folder(folder, RESULT_FILE, "result of inspect attention")
+
+
+def write_attention(folder: Path, result: Mapping[str, Any], models: Sequence[ModelShares], title: str) -> None:
+    """Writes the folder, beside its place first and renamed last, so that it is whole when it is there.
+
+    Args:
+        folder: Where to.
+        result: The content of attention.json.
+        models: What was measured.
+        title: Models, data and number of rows: the picture's second line.
+
+    Raises:
+        UsageError: `folder` holds something else than an older result.
+        RunError: The folder cannot be written.
+    """
+    check_attention_folder(folder)
+    with whole_folder(folder, "result") as partial:
+        text = json.dumps(result, indent=2, ensure_ascii=False)
+        (partial / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
+        _write_shares(partial / SHARES_FILE, models)
+        _write_constraints(partial / CONSTRAINTS_FILE, models)
+        draw_attention(models, title, [partial / name for name in PICTURES])
+
+
+def _write_shares(path: Path, models: Sequence[ModelShares]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("model", "part", "layer", "head", "share"))
+        for model in models:
+            for part, layers in zip(PARTS, model.shares.permute(2, 0, 1).tolist(), strict=True):
+                for layer, heads in enumerate(layers, start=1):
+                    writer.writerows((model.name, part, layer, head, f"{x:.6f}") for head, x in enumerate(heads, 1))
+
+
+def _write_constraints(path: Path, models: Sequence[ModelShares]) -> None:
+    verdicts = {True: "met", False: "not met", None: ""}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("model", "row", "constraint", "verdict", "tokens", "share"))
+        for model in models:
+            for row, x in model.constraints():
+                writer.writerow((model.name, row.id, x.text, verdicts[x.is_met], x.num_tokens, f"{x.share:.6f}"))

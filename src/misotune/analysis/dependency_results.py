@@ -1,0 +1,61 @@
+"""The result folder of an analysis of context dependency.
+
+FOLDER/
+    dependency.json         settings, summary, histogram, every response's score
+    dependency.csv          the scores, one line for each response and layer
+    dependency.svg, .png    the picture
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from misotune.analysis.dependency_plots import draw_dependency
+from misotune.analysis.dependency_table import Dependency
+from misotune.storage import check_own_folder, whole_folder
+
+RESULT_FILE = "dependency.json"
+SCORES_FILE = "dependency.csv"
+PICTURES = ("dependency.svg", "dependency.png")
+
+
+def check_result_folder(folder: Path) -> None:
+    """Makes sure that a result may be written to `folder`: an older result is replaced, nothing else is.
+
+    Raises:
+        UsageError: `folder` is a file, or a folder that holds something else.
+    """
+    check_own_folder(folder, RESULT_FILE, "result of inspect dependency")
+
+
+def write_result(folder: Path, result: Mapping[str, Any], dependency: Dependency, title: str) -> None:
+    """Writes the folder, beside its place first and renamed last, so that it is whole when it is there.
+
+    Args:
+        folder: Where to.
+        result: The content of dependency.json.
+        dependency: The scores.
+        title: The picture's second line.
+
+    Raises:
+        UsageError: `folder` holds something else than an older result.
+        RunError: The folder cannot be written.
+    """
+    check_result_folder(folder)
+    with whole_folder(folder, "result") as partial:
+        text = json.dumps(result, indent=2, ensure_ascii=False)
+        (partial / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
+        _write_scores(partial / SCORES_FILE, dependency)
+        draw_dependency(dependency, title, [partial / name for name in PICTURES])
+
+
+def _write_scores(path: Path, dependency: Dependency) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("row", "id", "turn", "layer", "score", "user_tokens", "response_tokens"))
+        for found in dependency.responses:
+            for layer, score in zip(dependency.layers, found.by_layer, strict=True):
+                line = (found.row, found.id, found.turn, layer, f"{score:.6f}", found.num_user_tokens, found.num_tokens)
+                writer.writerow(line)
