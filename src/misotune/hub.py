@@ -36,3 +36,18 @@ def require_model(name: str, revision: str | None = None) -> None:
             "name the folder of a local copy (a recipe: model.name=PATH), or look at the name, the network and, "
             "for gated models, your access"
         ) from error
+
+
+def reach_dataset(name: str, revision: str | None = None) -> None:
+    """Asks the hub once whether it has a data set; on its own `datasets` tries a dead network for half a minute.
+
+    Nothing is asked where the environment forbids the network (`HF_HUB_OFFLINE`).
+
+    Raises:
+        Exception: It has not, or cannot be reached; each network library below huggingface_hub raises its own.
+    """
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not HF_HUB_OFFLINE:
+        huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=_TIMEOUT_S)

@@ -12,8 +12,10 @@ from misotune.errors import RunError, UsageError
 def hub(tmp_path, monkeypatch):
     """Two data sets: `owner/rivers` with splits train and test, `owner/maths` with configurations."""
     import datasets.config
+    import huggingface_hub.constants
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     for name, rivers in (("train", ["Rhine", "Elbe"]), ("test", ["Nile"])):

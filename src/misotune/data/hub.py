@@ -6,8 +6,8 @@ from typing import Any
 
 from misotune.data.files import Row
 from misotune.errors import RunError, UsageError
+from misotune.hub import reach_dataset
 
-_TIMEOUT_S = 10
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
@@ -30,14 +30,10 @@ def read_hub_rows(hub_id: str, split: str, local_command: str, revision: str | N
         RunError: The data set cannot be reached.
     """
     import datasets
-    import datasets.config
-    import huggingface_hub
 
     name, _, configuration = hub_id.partition(":")
     try:
-        if not datasets.config.HF_HUB_OFFLINE:
-            # Asked first, and once: on its own `load_dataset` tries a dead network for half a minute.
-            huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=_TIMEOUT_S)
+        reach_dataset(name, revision)
         rows: Any = datasets.load_dataset(name, configuration or None, split=split, revision=revision)
     except Exception as error:  # each network library below `datasets` raises its own
         raise _explained(error, hub_id, split, local_command, revision) from error

@@ -64,14 +64,29 @@ def test_lm_evals_own_task_is_found_in_its_folder_alone(monkeypatch):
     assert len(catalog.configs_of("mmlu", catalog.find_tasks("mmlu"))) == 57
 
 
-def test_a_hub_that_is_not_reached_is_told_with_the_cure(folder, monkeypatch):
-    import datasets
-
+@pytest.mark.parametrize(
+    ("module", "name", "said"),
+    [
+        (
+            "huggingface_hub.HfApi",
+            "dataset_info",
+            r"example/questions cannot be had from the hub \(No reply\); .*--data",
+        ),
+        (
+            "datasets",
+            "load_dataset",
+            r"cannot be loaded \(ConnectionError: No reply\).*rows of example/questions.*--data",
+        ),
+    ],
+)
+def test_a_hub_that_is_not_reached_is_told_with_the_cure(folder, monkeypatch, module, name, said):
     def unreachable(*args, **kwargs):
-        raise ConnectionError("Couldn't reach the Hub\nmore")
+        raise ConnectionError("No reply\nmore")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(RunError, match=r"cannot be loaded .*Couldn't reach the Hub.*rows of example/questions.*--data"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(f"{module}.{name}", unreachable)
+    with pytest.raises(RunError, match=said):
         load("tiny_generate", folder)
 
 

@@ -1,12 +1,14 @@
 """A task of lm-eval, or a group of them, loaded and checked before anything is generated."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
 
+from misotune.data.hub import is_hub_id
 from misotune.errors import MisotuneError, RunError, UsageError
 from misotune.evaluation.harness.catalog import configs_of, find_tasks
 from misotune.evaluation.harness.code_metric import offline_code_eval
@@ -14,6 +16,7 @@ from misotune.evaluation.harness.local_data import local_rows
 from misotune.evaluation.harness.options import HarnessOptions
 from misotune.evaluation.harness.quiet import quiet
 from misotune.evaluation.tasks import TASKS
+from misotune.hub import reach_dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,9 @@ def load_harness_task(name: str, options: HarnessOptions, *, is_served: bool = F
     is_single = list(configs) == [name]
     if options.data is None:
         spec: Any = name
-        source = ", ".join(dict.fromkeys(str(c.get("dataset_path") or "lm-eval") for c in configs.values()))
+        sources = list(dict.fromkeys(str(c.get("dataset_path") or "lm-eval") for c in configs.values()))
+        source = ", ".join(sources)
+        _reach(name, sources)
         notes: tuple[str, ...] = ()
     elif not is_single:
         raise UsageError(f"--data belongs to one task; {name!r} is a group of {len(configs)}: {', '.join(configs)}")
@@ -87,6 +92,21 @@ def load_harness_task(name: str, options: HarnessOptions, *, is_served: bool = F
         if options.data is not None and options.num_fewshot != 0:
             _check_own_examples(task)
     return HarnessTask(name, manager, group, tasks, source, notes)
+
+
+def _reach(name: str, sources: Sequence[str]) -> None:
+    """Asks the hub for a task's data before `datasets` does, which tries a dead network for long and says so."""
+    for source in filter(is_hub_id, sources):
+        if Path(source).exists():
+            continue
+        try:
+            reach_dataset(source)
+        except Exception as error:  # each network library below huggingface_hub raises its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RunError(
+                f"task {name!r}: {source} cannot be had from the hub ({reason:.160}); give its rows with --data FILE, "
+                "or use a copy in the hub's cache with --offline"
+            ) from error
 
 
 def _load(manager: TaskManager, spec: Any, name: str, source: str) -> Any:
