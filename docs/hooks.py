@@ -17,7 +17,7 @@ from misotune.recipe.wording import allowed_values
 from misotune.recipe.yaml_text import format_value
 
 _REQUEST = re.compile(r"^<!-- (?P<what>keys|help|recipe) ?(?P<name>.*?) -->$", re.MULTILINE)
-_HELP_COLUMNS = "100"
+_HELP_COLUMNS = "88"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

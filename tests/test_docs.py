@@ -3,12 +3,17 @@
 import re
 import shlex
 from pathlib import Path
+from unittest.mock import patch
 
 import click
 import pytest
 import typer
 
+from misotune.attention.weighting import WEIGHTINGS
 from misotune.cli.main import app
+from misotune.recipe.loading import find_recipe, load_recipe
+from misotune.recipe.resolved import DEFAULT, leaves
+from misotune.recipe.yaml_text import format_value
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(ROOT.glob("docs/*.md"))
@@ -29,15 +34,17 @@ def blocks(language, pages):
 def commands():
     for param in blocks("sh", PAGES):
         for line in param.values[0].splitlines():
-            words = shlex.split(line, comments=True)
-            if words and Path(words[0]).name == "misotune":
+            # Other programs' lines may be parts of a longer one, with quotes that are still open.
+            if Path(line.partition(" ")[0]).name == "misotune":
+                words = shlex.split(line, comments=True)
                 yield pytest.param(words[1:], id=f"{param.id}-{'-'.join(words[1:3])}")
 
 
 # In docs/, a fence of `python` is a whole program; `py` marks a part of one.
 @pytest.mark.parametrize("code", list(blocks("python", PAGES)))
 def test_examples_run(code):
-    exec(compile(code, "example", "exec"), {"__name__": "example"})
+    with patch.dict(WEIGHTINGS):  # an example may add one of its own
+        exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 
 @pytest.mark.parametrize("arguments", list(commands()))
@@ -67,3 +74,22 @@ def test_every_test_that_the_reliability_page_names_is_there():
     for path, name in named:
         file = file if path == "…" else path
         assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
+def values_in_tables(text):
+    """The values that the rows `| key | value |` of a page name; several keys in a row stand beside as many values."""
+    for keys, values in re.findall(r"^\| (`[a-z_0-9.`, ]+`) \| (`[^|]+`) \|", text, re.MULTILINE):
+        yield from zip(re.findall("`(.*?)`", keys), re.findall("`(.*?)`", values), strict=True)
+
+
+@pytest.mark.parametrize("name", ["llama3_crab", "mistral_crab", "llama3_r1"])
+def test_the_recipes_page_compares_every_line_of_a_recipe_with_the_paper(name):
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    resolved = load_recipe(find_recipe(name))
+    values = {".".join(path): format_value(value) for path, value in leaves(resolved.recipe)}
+    named = dict(values_in_tables(page.split(f"### {name}\n")[1].split("\n### ")[0]))
+    assert named == {key: values[key] for key in named}
+    assert named.keys() == {key for key, origin in resolved.origins.items() if origin != DEFAULT} - {"name", "seed"}
+    silent = dict(values_in_tables(page.split("### What the paper says nothing of\n")[1]))
+    assert silent == {key: values[key] for key in silent}
+    assert not silent.keys() & named.keys()

@@ -1,4 +1,4 @@
-"""Draws the pictures of the attention page from the code itself: `python docs/pictures/make.py`."""
+"""Draws the pictures of the method and attention pages from the code itself: `python docs/pictures/make.py`."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -11,12 +11,22 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch, Rectangle
 
 from misotune.attention.plan import RowPlan, plan_row
+from misotune.data.records import Record, to_samples
 from misotune.layout import RowLayout
 
 FOLDER = Path(__file__).parent
 # Okabe and Ito's colours, told apart by colour-blind readers.
 INPUTS, PAIRS, OUTPUT, PLAIN, NOTHING = "#56B4E9", "#E69F00", "#009E73", "#BBBBBB", "#FFFFFF"
 LENGTHS = [([5, 3, 4], 4)]
+RECORD = Record(
+    id="1",
+    source="picture",
+    domain="",
+    history=(),
+    instruction="Praise the sea.",
+    constraints=("Two lines.", "No rhyme."),
+    output="It is blue. It is deep.",
+)
 
 
 def products(plan: RowPlan, num_tokens: int, output_start: int) -> np.ndarray:
@@ -94,6 +104,41 @@ def draw_positions() -> None:
     save(figure, "positions.svg")
 
 
+def draw_words(axes: Any, inputs: list[list[str]], output: list[str], labels: list[str], positions: Any) -> None:
+    """Draws inputs and output by position, a box for each word; a line of its own for each of them."""
+    layout = RowLayout.from_lengths([([len(words) for words in inputs], len(output))], positions)
+    (sample,) = layout.samples
+    places = layout.position_ids.tolist()
+    for line, (span, words) in enumerate(zip((*sample.inputs, sample.output), (*inputs, output), strict=True)):
+        colour = OUTPUT if span is sample.output else INPUTS
+        for token, word in zip(range(*span), words, strict=True):
+            place = (places[token] - 0.5, -line - 0.4)
+            axes.add_patch(Rectangle(place, 1, 0.8, facecolor=colour, edgecolor="black"))
+            axes.text(places[token], -line, word, ha="center", va="center", fontsize=9)
+        axes.text(-0.8, -line, labels[line], ha="right", va="center")
+    axes.set_xlim(-4.2, max(places) + 0.7)
+    axes.set_ylim(-len(inputs) - 0.6, 0.6)
+    axes.set_axis_off()
+
+
+def draw_inputs() -> None:
+    """Draws one instruction as the inputs of para and of succ; words stand for tokens."""
+    (para,), (succ,) = to_samples(RECORD, "para"), to_samples(RECORD, "succ")
+    parallel = [str(entry.messages[-1]["content"]).split() for entry in para.inputs]
+    chunks = [list(chunk) for chunk in np.array_split(str(succ.inputs[0].messages[-1]["content"]).split(), 3)]
+    output = RECORD.output.split()
+    figure, axes = plt.subplots(
+        2, 1, figsize=(9.5, 5.4), layout="constrained", height_ratios=[len(parallel) + 1, len(chunks) + 1]
+    )
+    names = [f"$x_{i}$  {entry.role}" for i, entry in enumerate(para.inputs, start=1)]
+    draw_words(axes[0], parallel, output, [*names, "$y$  output"], "aligned")
+    axes[0].set_title("para: parallel inputs, each of them followed by the output at once")
+    names = [f"$x_{i}$  chunk" for i in range(1, len(chunks) + 1)]
+    draw_words(axes[1], chunks, output, [*names, "$y$  output"], "successive")
+    axes[1].set_title("succ: one input in chunks, whose positions run on")
+    save(figure, "inputs.svg")
+
+
 def save(figure: Any, name: str) -> None:
     """Writes a picture without its date, so that the same picture is the same file."""
     figure.savefig(FOLDER / name, metadata={"Date": None})
@@ -103,6 +148,7 @@ def main() -> None:
     """Draws them all."""
     mpl.rcParams.update({"font.size": 11, "svg.hashsalt": "misotune", "svg.fonttype": "path"})
     draw_calls()
+    draw_inputs()
     draw_positions()
 
 

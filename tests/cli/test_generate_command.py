@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -80,7 +81,14 @@ def test_a_run_or_without_a_name_the_newest_run_is_taken(misotune_generate, tiny
     (run / "final").symlink_to(tiny_model_dir, target_is_directory=True)
     newest = misotune_generate(*TWO)
     assert "the newest finished run: runs/first" in newest.stderr
-    assert newest.stdout == misotune_generate("runs/first", *TWO).stdout == response(tiny_model_dir).text + "\n"
+    for name in ("runs/first", "first"):
+        assert misotune_generate(name, *TWO).stdout == newest.stdout == response(tiny_model_dir).text + "\n"
+
+
+def test_offline_is_told_to_the_hubs_client(misotune_generate, tiny_model_dir, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert misotune_generate(tiny_model_dir, *TWO, "--offline").stdout == response(tiny_model_dir).text + "\n"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 def test_an_adapter_is_decoded_on_its_base_model(misotune_generate, tiny_model_dir, tmp_path):

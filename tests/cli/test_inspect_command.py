@@ -80,7 +80,7 @@ def test_a_run_keeps_its_own_result(inspect_dilution, tiny_model_dir, tmp_path):
     run = tmp_path / "runs" / "first"
     run.mkdir(parents=True)
     (run / "final").symlink_to(tiny_model_dir, target_is_directory=True)
-    assert inspect_dilution(run, *QUICK).exit_code == 0
+    assert inspect_dilution("first", *QUICK).exit_code == 0
     assert (run / "inspect" / "dilution" / "dilution.png").is_file()
 
 

@@ -43,9 +43,9 @@ def environment(**changes):
     return {**kept, "PYTHONPATH": str(SOURCE), "TERM": "xterm-256color", **changes}
 
 
-def run(*arguments, **changes):
+def run(*arguments, cwd=None, **changes):
     command = [sys.executable, "-m", "misotune", *arguments]
-    return subprocess.run(command, env=environment(**changes), capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment(**changes), cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def run_on_terminal(*arguments, **changes):
@@ -162,10 +162,72 @@ def test_ctrl_c_ends_with_130(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def complete(line):
-    """Returns what bash would offer for the last word of a line."""
+# Options that need not be given and stand for nothing then: no default to be told.
+WITHOUT_DEFAULT = {
+    "inspect dependency": {"limit", "write"},
+    "prepare": {"data", "columns", "decompose", "endpoint", "model", "api_key_env", "max_dropped"},
+    "prepare backtranslate": {"data", "columns", "max_dropped"},
+    "prepare mixture": {"max_dropped"},
+    "preview": {"recipe", "row", "worst", "html"},
+    "train": {"hostfile", "master"},
+    "eval": {"responses", "compare", "endpoint", "api_key_env", "include_path", "tokenizer"}
+    | {"judge_endpoint", "judge_model", "judge_api_key_env"},
+    "compare": {"out"},
+    "export": {"push_to_hub", "check"},
+    "generate": {"inputs", "input_files", "weights", "shared_prefix"},
+}
+WITHOUT_JSON = {
+    "quickstart": "a first run for people, whose stages each have --json of their own",
+    "recipe schema": "prints JSON in any case",
+}
+METAVAR = re.compile(r"[A-Z]{2,}(?:[:/=|][A-Z]+)*(?:,\.\.\.)?|N|ID|W,W,\.\.\.")
+
+
+def last_commands():
+    """Yields the name, parameters as help tells them, and usage line of every command that is no group."""
+
+    def walk(command, context, words):
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield " ".join(words), command.get_params(context), command.get_usage(context)
+        for name, each in (inner or {}).items():
+            shown = [] if name == "source" else [name]  # the unnamed form of prepare
+            yield from walk(each, command.context_class(each, info_name=name, parent=context), [*words, *shown])
+
+    root = typer.main.get_command(app)
+    yield from walk(root, root.context_class(root, info_name="misotune"), [])
+
+
+@pytest.mark.parametrize(("name", "params", "usage"), [pytest.param(*each, id=each[0]) for each in last_commands()])
+def test_every_option_is_told_in_the_same_way(name, params, usage):
+    without_default = set()
+    for param in (param for param in params if not getattr(param, "hidden", False)):
+        what = f"{name} {param.opts[0]}"
+        sentence, _, default = (param.help or "").partition(" (default: ")
+        assert re.fullmatch(r"[^\[\]]+\.|.*\[DAYS-\]HOURS.*\.", sentence), f"{what}: {param.help}"
+        assert param.show_default in (False, None) or param.default in (None, False), what
+        assert not default or re.fullmatch(r"[^()]+\)", default), f"{what}: {default}"
+        is_flag = getattr(param, "is_flag", False)
+        assert param.metavar == "" if is_flag else METAVAR.fullmatch(param.metavar or ""), f"{what}: {param.metavar}"
+        if not default and not is_flag and not param.required and param.metavar != "KEY=VALUE":
+            without_default.add(param.name)
+        if not is_flag and param.default is not None:
+            assert default.startswith(str(param.default).removesuffix(".0")), what
+    assert without_default == WITHOUT_DEFAULT.get(name, set())
+    assert "[[" not in usage
+    assert ("--json" in [param.opts[0] for param in params]) != (name in WITHOUT_JSON)
+
+
+def test_the_page_of_the_command_line_names_the_verbs_without_json():
+    page = (SOURCE.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"All verbs have `--json`[^.]*\.", " ".join(page.split()))
+    assert re.findall(r"`([a-z ]+)`", sentence) == list(WITHOUT_JSON)
+
+
+def complete(line, folder=None):
+    """Returns what bash would offer for the last word of a line, in a folder."""
     changes = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_MISOTUNE_COMPLETE": "complete_bash"}
-    return run(**changes).stdout.split()
+    return run(cwd=folder, **changes).stdout.split()
 
 
 @pytest.mark.parametrize(
@@ -181,6 +243,36 @@ def test_verbs_and_options_are_completed(line, offered):
     assert complete(line) == offered
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("misotune train ", ["llama3_crab", "llama3_r1", "mistral_crab", "quickstart"]),
+        ("misotune launch slurm mi", ["mistral_crab"]),
+        ("misotune recipe show q", ["quickstart"]),
+        ("misotune preview --recipe q", ["quickstart"]),
+        ("misotune eval i", ["ifeval", "ifeval-flatten"]),
+        ("misotune eval ifeval sq", ["squad", "squad_v2"]),
+        ("misotune prepare ", ["crab", "sharegpt", "r1", "starter", "backtranslate", "mixture"]),
+        ("misotune prepare --mo", ["--mode", "--model"]),
+        ("misotune prepare crab --spl", ["--split"]),
+        ("misotune prepare backtranslate st", ["starter"]),
+        ("misotune prepare mixture ch", ["chat_code_math_tools"]),
+        ("misotune prepare nothing-like-it", []),
+    ],
+)
+def test_names_are_completed(line, offered):
+    assert complete(line) == offered
+
+
+@pytest.mark.parametrize("command", ["report", "export", "generate", "inspect dilution", "eval ifeval --model"])
+def test_runs_are_completed_by_their_names(tmp_path, command):
+    for name in ("first", "fifth", "second"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "recipe.yaml").touch()
+    (tmp_path / "runs" / "fifty").mkdir()  # no run
+    assert complete(f"misotune {command} f", tmp_path) == ["fifth", "first"]
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 def test_bash_completes_after_install_completion(tmp_path):
     """The installed script, called by a real bash as it calls it at TAB."""
@@ -190,13 +282,18 @@ def test_bash_completes_after_install_completion(tmp_path):
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m misotune "$@"\n')
     program.chmod(0o755)
-    script = (
-        f"source {tmp_path}/.bashrc; COMP_WORDS=(misotune pre); COMP_CWORD=1; "
-        '_misotune_completion misotune; echo "${COMPREPLY[@]}"; complete -p misotune'
+    lines = ("misotune pre", "misotune train ll", "misotune prepare cr", "misotune eval complex")
+    script = f"source {tmp_path}/.bashrc; " + "".join(
+        f'COMP_WORDS=({line}); COMP_CWORD={line.count(" ")}; _misotune_completion misotune; echo "${{COMPREPLY[@]}}"; '
+        for line in lines
     )
+    script += "complete -p misotune"
     changes = environment(HOME=str(tmp_path), PATH=f"{program.parent}:{os.environ['PATH']}")
     done = subprocess.run(["bash", "-c", script], env=changes, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "prepare preview",
+        "llama3_crab llama3_r1",
+        "crab",
+        "complexbench",
         "complete -o default -F _misotune_completion misotune",
     ]

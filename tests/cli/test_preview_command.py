@@ -201,3 +201,12 @@ def test_the_default_model_is_that_of_the_quickstart_recipe(preview, dataset, tm
     (tmp_path / "models" / "SmolLM2-135M-Instruct").symlink_to(tiny_model_dir)
     result = preview(dataset, "--num", 0)
     assert "tokens of models/SmolLM2-135M-Instruct" in result.stdout
+
+
+def test_the_tokenizer_of_a_run_is_found_by_the_runs_name(preview, dataset, tiny_model_dir, tmp_path):
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "final").symlink_to(tiny_model_dir, target_is_directory=True)
+    shown = [preview(dataset, "--model", name, "--json").stdout for name in ("first", tiny_model_dir)]
+    named, direct = map(json.loads, shown)
+    assert (named["model"], named["shown"]) == ("runs/first/final", direct["shown"])

@@ -26,13 +26,13 @@ def compare(
     results: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RESULT RESULT...",
-            help="Result folders of eval, or runs that were evaluated. The first is the baseline.",
-            show_default=False,
+            metavar="RESULT",
+            help="Two or more result folders of eval, or runs that were evaluated; the first is the baseline.",
         ),
     ],
     task: Annotated[
-        str | None, typer.Option(help="Which task, where runs hold several. (default: the only one they share)")
+        str | None,
+        typer.Option(metavar="TASK", help="Which task, where runs hold several. (default: the only one they share)"),
     ] = None,
     show: Annotated[int, typer.Option(min=0, metavar="N", help="Print N wins and N losses with their texts.")] = 0,
     out: Annotated[

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from misotune.cli.run_names import named_path
 from misotune.errors import UsageError
 from misotune.runs import newest_finished_run
 
@@ -24,7 +25,7 @@ def find_source(model: str | None, messages: Console, *, is_served: bool) -> "Mo
     from misotune.evaluation.models import ModelSource, find_model, source_of_run
 
     if model is not None:
-        return ModelSource(model, model) if is_served else find_model(model)
+        return ModelSource(model, model) if is_served else find_model(named_path(model))
     run = newest_finished_run()
     messages.print(f"evaluating the newest finished run: {run.path}", markup=False)
     return source_of_run(run)

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from misotune.cli import completion
+
 Language = Literal["zh", "en"]
 
 _JUDGE = "ComplexBench's judge"
@@ -15,15 +17,20 @@ _HARNESS = "Tasks of lm-eval"
 Tasks = Annotated[
     list[str],
     typer.Argument(
-        metavar="TASK...",
+        metavar="TASK",
         help="ifeval, ifeval-flatten, complexbench, needle, squad, squad_v2, quac, drop, starter; or any task of "
         "lm-eval, such as gsm8k, mmlu, humaneval_instruct.",
-        show_default=False,
+        autocompletion=completion.tasks,
     ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option(metavar="M", help="A run, a folder with a model, or a hub id. (default: the newest finished run)"),
+    typer.Option(
+        metavar="MODEL",
+        help="A run (its name in runs/, or its folder), a folder with a model or adapter, or a hub id. "
+        "(default: the newest finished run)",
+        autocompletion=completion.runs,
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -39,19 +46,20 @@ Responses = Annotated[
         help="Score these responses, no model: JSONL of prompt or key, and response; ComplexBench's published files.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first so many prompts. (default: all)")]
 Out = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Result folder. (default: RUN/scores/TASK or scores/MODEL/TASK)"),
 ]
 MaxNewTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Longest response in tokens. (default: the task's own)"),
+    typer.Option(metavar="N", min=1, help="Longest response in tokens. (default: the task's own)"),
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Prompts generated at once. (default: 128)")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Prompts generated at once. (default: 128)")]
 NumProcesses = Annotated[
     int | None,
     typer.Option(
+        metavar="N",
         min=1,
         help="Processes, each with the whole model on a GPU of its own; on a CPU they share the cores. "
         "(default: as many as GPUs can be seen; 1 on a CPU)",
@@ -59,7 +67,7 @@ NumProcesses = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="auto (as the weights are stored), bfloat16 or float32. (default: auto)"),
+    typer.Option(metavar="TYPE", help="auto (as the weights are stored), bfloat16 or float32. (default: auto)"),
 ]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Generate all responses anew, those kept from an interrupted evaluation too.")
@@ -77,7 +85,7 @@ ApiKeyEnv = Annotated[
     typer.Option(metavar="VARIABLE", help="Environment variable with the server's key.", rich_help_panel=_ENDPOINT),
 ]
 Concurrency = Annotated[
-    int | None, typer.Option(min=1, help="Requests at a time. (default: 8)", rich_help_panel=_ENDPOINT)
+    int | None, typer.Option(metavar="N", min=1, help="Requests at a time. (default: 8)", rich_help_panel=_ENDPOINT)
 ]
 Base = Annotated[
     bool,
@@ -90,7 +98,10 @@ Base = Annotated[
 NumFewshot = Annotated[
     int | None,
     typer.Option(
-        min=0, help="Examples in front of each question. (default: the task's own number)", rich_help_panel=_HARNESS
+        metavar="N",
+        min=0,
+        help="Examples in front of each question. (default: the task's own number)",
+        rich_help_panel=_HARNESS,
     ),
 ]
 IncludePath = Annotated[
@@ -137,22 +148,32 @@ JudgePrompts = Annotated[
     ),
 ]
 JudgeConcurrency = Annotated[
-    int | None, typer.Option(min=1, help="Questions at a time. (default: 8)", rich_help_panel=_JUDGE)
+    int | None, typer.Option(metavar="N", min=1, help="Questions at a time. (default: 8)", rich_help_panel=_JUDGE)
 ]
 LanguageName = Annotated[
-    str, typer.Option("--language", metavar="zh|en", help="Of ComplexBench's instructions.", rich_help_panel=_JUDGE)
+    str,
+    typer.Option(
+        "--language", metavar="NAME", help="Of ComplexBench's instructions: zh or en.", rich_help_panel=_JUDGE
+    ),
 ]
 NeedleLengths = Annotated[
-    int, typer.Option(min=2, help="Number of document lengths; the paper has 20.", rich_help_panel=_NEEDLE)
+    int,
+    typer.Option(metavar="N", min=2, help="Number of document lengths; the paper has 20.", rich_help_panel=_NEEDLE),
 ]
-NeedleDepths = Annotated[int, typer.Option(min=2, help="Number of depths; the paper has 20.", rich_help_panel=_NEEDLE)]
+NeedleDepths = Annotated[
+    int, typer.Option(metavar="N", min=2, help="Number of depths; the paper has 20.", rich_help_panel=_NEEDLE)
+]
 NeedleMinLength = Annotated[
-    int, typer.Option(min=1, help="Shortest document in the model's tokens.", rich_help_panel=_NEEDLE)
+    int,
+    typer.Option(metavar="N", min=1, help="Shortest document in the model's tokens.", rich_help_panel=_NEEDLE),
 ]
 NeedleMaxLength = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Longest document. (default: what the context leaves, at most 8000)", rich_help_panel=_NEEDLE
+        metavar="N",
+        min=1,
+        help="Longest document. (default: what the context leaves, at most 8000)",
+        rich_help_panel=_NEEDLE,
     ),
 ]
 Tokenizer = Annotated[

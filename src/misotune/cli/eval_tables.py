@@ -1,6 +1,7 @@
 """What `misotune eval` shows of scores: tables, what generation took, and where the files are."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +16,10 @@ from misotune.report.figure_names import figure_heading
 if TYPE_CHECKING:
     from misotune.evaluation.scores import Scores
     from misotune.report.against_base import AgainstBase
+
+
+# Columns of a table in a file or pipe, where nothing limits them.
+_FILE_WIDTH = 120
 
 
 def print_json(found: Sequence["Scores"], against_base: Mapping[str, "AgainstBase"]) -> None:
@@ -35,6 +40,8 @@ def print_tables(found: Sequence["Scores"], against_base: Mapping[str, "AgainstB
         against_base: What training changed, by task.
     """
     console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _FILE_WIDTH
     alike: dict[tuple[str, ...], list[Scores]] = {}
     for scores in found:
         alike.setdefault(tuple(scores.figures), []).append(scores)
@@ -52,7 +59,7 @@ def print_tables(found: Sequence["Scores"], against_base: Mapping[str, "AgainstB
 
 def _figures_table(found: Sequence["Scores"]) -> Table:
     table = Table(title=f"{found[0].model}, in percent", title_justify="left")
-    table.add_column("task")
+    table.add_column("task", overflow="fold")
     for name in ("prompts", *found[0].figures):
         table.add_column(figure_heading(name), justify="right")
     for scores in found:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from misotune.cli import completion
+from misotune.cli.run_names import named_path
 from misotune.errors import UsageError
-from misotune.runs import RUNS_ROOT, newest_finished_run, run_at
+from misotune.runs import newest_finished_run, run_at
 
 if TYPE_CHECKING:
     from misotune.export.export import ExportReport
@@ -20,13 +22,14 @@ def export(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]",
+            metavar="RUN",
             help="A run's folder or its name in runs/, RUN/checkpoints/step-N, or a folder with an adapter or a model. "
             "(default: the newest finished run)",
+            autocompletion=completion.runs,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="The checkpoint's folder. (default: exports/NAME)")
+        Path | None, typer.Argument(metavar="OUT", help="The checkpoint's folder. (default: exports/NAME)")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older export.")] = False,
     dtype: Annotated[
@@ -126,7 +129,5 @@ def _find_source(name: str | None, messages: Console) -> "Source":
         run = newest_finished_run()
         messages.print(f"exporting the newest finished run: {run.path}", markup=False)
         return source_of_run(run)
-    path = Path(name).expanduser()
-    if not path.is_dir() and (RUNS_ROOT / name).is_dir():
-        path = RUNS_ROOT / name
+    path = Path(named_path(name)).expanduser()
     return find_source(path) if path.is_dir() else source_of_run(run_at(path))

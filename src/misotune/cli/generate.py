@@ -1,6 +1,7 @@
 """`misotune generate`: one response to several inputs."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from misotune.cli import completion
+from misotune.cli.run_names import named_path
 from misotune.errors import UsageError
 from misotune.runs import newest_finished_run
 
@@ -21,19 +24,23 @@ _Model = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A run, a folder with a model or adapter, or a hub id. (default: the newest finished run)",
+        help="A run (its name in runs/, or its folder), a folder with a model or adapter, or a hub id. "
+        "(default: the newest finished run)",
+        autocompletion=completion.runs,
     ),
 ]
 _Inputs = Annotated[
-    list[str] | None, typer.Option("--input", metavar="TEXT", help="An input: one user turn. Give one for each.")
+    list[str] | None, typer.Option("--input", metavar="TEXT", help="An input: one user turn; may be repeated.")
 ]
 _InputFiles = Annotated[
     list[Path] | None,
-    typer.Option("--input-file", metavar="FILE", help="A file whose text is an input; these follow the --input ones."),
+    typer.Option(
+        "--input-file", metavar="FILE", help="A file whose text is an input, behind those of --input; may be repeated."
+    ),
 ]
 _Weighting = Annotated[
     str | None,
-    typer.Option(help="uniform, fixed, fid or vanilla. (default: uniform; fixed with --weights)"),
+    typer.Option(metavar="NAME", help="uniform, fixed, fid or vanilla. (default: uniform; fixed with --weights)"),
 ]
 _Weights = Annotated[
     str | None,
@@ -41,13 +48,20 @@ _Weights = Annotated[
 ]
 _SharedPrefix = Annotated[str | None, typer.Option(metavar="TEXT", help="Text in front of every input.")]
 _Positions = Annotated[
-    str, typer.Option(help="aligned (the output follows every input), start (every input starts at 0) or successive.")
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="aligned (the output follows every input), start (every input starts at 0) or successive.",
+    ),
 ]
-_MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest response in tokens.")]
-_Temperature = Annotated[float, typer.Option(min=0.0, help="Above 0: sample, at this temperature; 0: greedy.")]
-_Seed = Annotated[int | None, typer.Option(help="Seed of sampling. (default: another one each time)")]
-_Dtype = Annotated[str, typer.Option(help="auto (as the weights are stored), bfloat16 or float32.")]
+_MaxNewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Longest response in tokens.")]
+_Temperature = Annotated[
+    float, typer.Option(metavar="NUMBER", min=0.0, help="Above 0: sample, at this temperature; 0: greedy.")
+]
+_Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of sampling. (default: another one each time)")]
+_Dtype = Annotated[str, typer.Option(metavar="TYPE", help="auto (as the weights are stored), bfloat16 or float32.")]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print response and settings as JSON, at the end.")]
+_Offline = Annotated[bool, typer.Option("--offline", help="Do not use the network.")]
 
 
 def generate(
@@ -63,11 +77,14 @@ def generate(
     seed: _Seed = None,
     dtype: _Dtype = "auto",
     as_json: _AsJson = False,
+    offline: _Offline = False,
 ) -> None:
     """Write one response to several inputs, each read on its own.
 
     Every input is a user turn in the model's chat template; their attention results are fused by the weighting.
     """
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's client reads this once, when it is imported below
     texts = [*(inputs or []), *map(_read_input, input_files or [])]
     if not texts:
         raise UsageError("nothing to answer; give --input TEXT or --input-file FILE, once for each input")
@@ -139,7 +156,7 @@ def _find_source(model: str | None, messages: Console) -> "ModelSource":
     from misotune.evaluation.models import find_model, source_of_run
 
     if model is not None:
-        return find_model(model)
+        return find_model(named_path(model))
     run = newest_finished_run()
     messages.print(f"the newest finished run: {run.path}", markup=False)
     return source_of_run(run)

@@ -15,8 +15,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from misotune.cli import completion
+from misotune.cli.command import Command, Group
 from misotune.cli.inspect_attention import attention
 from misotune.cli.inspect_dependency import dependency
+from misotune.cli.run_names import named_path
 from misotune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,11 +28,11 @@ if TYPE_CHECKING:
 
 _RESULTS_ROOT = Path("inspect")
 
-app = typer.Typer(help="Look into a model: measure and draw.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Look into a model: measure and draw.", no_args_is_help=True)
 
 
-app.command("attention")(attention)
-app.command("dependency")(dependency)
+app.command("attention", cls=Command)(attention)
+app.command("dependency", cls=Command)(dependency)
 
 
 @app.callback()
@@ -37,25 +40,38 @@ def _inspect() -> None:
     """A callback, so that `dilution` keeps its name while it is the only one."""
 
 
-@app.command("dilution")
+@app.command("dilution", cls=Command)
 def dilution(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a folder with a model, or a hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run (its name in runs/, or its folder), a folder with a model or adapter, or a hub id.",
+            autocompletion=completion.runs,
+        ),
+    ],
     data: Annotated[
         Path | None,
         typer.Option(metavar="DATASET", help="A prepared dataset or its rows as JSONL. (default: the starter set)"),
     ] = None,
-    max_inputs: Annotated[int, typer.Option(min=2, help="Largest number of inputs n.")] = 16,
+    max_inputs: Annotated[int, typer.Option(metavar="N", min=2, help="Largest number of inputs n.")] = 16,
     repeat: Annotated[bool, typer.Option("--repeat", help="A row's first input n times, not n of its inputs.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Rows to measure.")] = 4,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Rows to measure.")] = 4,
     max_length: Annotated[
-        int, typer.Option(min=16, help="Cut outputs where the longest pair exceeds so many tokens.")
+        int,
+        typer.Option(metavar="N", min=16, help="Cut outputs where the longest pair exceeds so many tokens."),
     ] = 1024,
-    generate: Annotated[bool, typer.Option("--generate", help="Also let the model write: is it still fluent?")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=4, help="With --generate: longest text in tokens.")] = 64,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Also let the model write, to see whether it is still fluent.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=4, help="With --generate: longest text in tokens.")
+    ] = 64,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="auto (as the weights are stored), bfloat16 or float32. (default: float32 on a CPU, else auto)"
+            metavar="TYPE",
+            help="auto (as the weights are stored), bfloat16 or float32. (default: float32 on a CPU, else auto)",
         ),
     ] = None,
     out: Annotated[
@@ -74,6 +90,7 @@ def dilution(
 
     from misotune.evaluation.models import find_model, label
 
+    model = named_path(model)
     source = find_model(model)
     folder = out or (source.run.path / "inspect" if source.run else _RESULTS_ROOT / label(model)) / "dilution"
     messages = Console(stderr=True, soft_wrap=True, highlight=False)

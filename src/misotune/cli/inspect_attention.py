@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from misotune.cli import completion
+from misotune.cli.run_names import named_path
 from misotune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +27,12 @@ _RESULTS_ROOT = Path("inspect")
 
 def attention(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Each a run, a folder with a model, or a hub id.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL",
+            help="Each a run or its name in runs/, a folder with a model or a LoRA adapter, or a hub id.",
+            autocompletion=completion.runs,
+        ),
     ],
     data: Annotated[
         Path | None,
@@ -35,18 +42,21 @@ def attention(
             "(default: the starter set)",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows to measure.")] = 8,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Rows to measure.")] = 8,
     max_length: Annotated[
-        int, typer.Option(min=16, help="Cut responses where prompt and response exceed so many tokens.")
+        int, typer.Option(min=16, metavar="N", help="Cut responses where prompt and response exceed so many tokens.")
     ] = 4096,
     generate: Annotated[
         bool, typer.Option("--generate", help="Each model reads its own response, not the row's.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="With --generate: longest response in tokens.")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="With --generate: longest response in tokens.")
+    ] = 256,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="auto (as the weights are stored), bfloat16 or float32. (default: float32 on a CPU, else auto)"
+            metavar="TYPE",
+            help="auto (as the weights are stored), bfloat16 or float32. (default: float32 on a CPU, else auto)",
         ),
     ] = None,
     out: Annotated[
@@ -68,6 +78,7 @@ def attention(
 
     from misotune.evaluation.models import find_model, label
 
+    models = [named_path(model) for model in models]
     sources = [find_model(model) for model in models]
     names = _names(models, [label(model) for model in models])
     run = sources[0].run if len(sources) == 1 else None

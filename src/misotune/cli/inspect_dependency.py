@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from misotune.cli import completion
+from misotune.cli.run_names import named_path
 from misotune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +30,14 @@ _SAY_EVERY_ROWS = 50
 
 
 def dependency(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a folder with a model, or a hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run or its name in runs/, a folder with a model or a LoRA adapter, or a hub id.",
+            autocompletion=completion.runs,
+        ),
+    ],
     data: Annotated[
         Path | None,
         typer.Argument(metavar="DATA", help="A prepared dataset or its rows as JSONL. (default: the starter set)"),
@@ -36,27 +45,28 @@ def dependency(
     layers: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N-N,...",
-            help="Layers to look at, from 1, or all; the score is their mean. (default: one at 15/22 of the depth)",
+            metavar="LAYERS",
+            help="Layers, from 1, as 8,20 or 10-20, or all; the score is their mean. (default: one at 15/22 of the depth)",
         ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="A response above it depends on the context.")
+        float, typer.Option(min=0.0, max=1.0, metavar="SHARE", help="A response above it depends on the context.")
     ] = 0.6,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
-    max_length: Annotated[int, typer.Option(min=16, help="Cut rows behind so many tokens.")] = 2048,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many rows.")] = None,
+    max_length: Annotated[int, typer.Option(min=16, metavar="N", help="Cut rows behind so many tokens.")] = 2048,
     write: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR|FILE",
+            metavar="DIR",
             help="Write the dataset with the scores as columns: a folder (DATA itself, too), or a .jsonl file.",
         ),
     ] = None,
-    show: Annotated[int, typer.Option(min=0, help="Most and least dependent responses to print.")] = 5,
+    show: Annotated[int, typer.Option(min=0, metavar="N", help="Most and least dependent responses to print.")] = 5,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="auto (as the weights are stored), bfloat16 or float32. (default: float32 on a CPU, else auto)"
+            metavar="TYPE",
+            help="auto (as the weights are stored), bfloat16 or float32. (default: float32 on a CPU, else auto)",
         ),
     ] = None,
     out: Annotated[
@@ -77,7 +87,7 @@ def dependency(
 
     from misotune.evaluation.models import find_model, label
 
-    source = find_model(model)
+    source = find_model(named_path(model))
     folder = out or (source.run.path / "inspect" if source.run else _RESULTS_ROOT / label(model)) / "dependency"
     messages = Console(stderr=True, soft_wrap=True, highlight=False)
 

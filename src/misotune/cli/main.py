@@ -7,7 +7,6 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.text import Text
-from typer.core import TyperGroup
 
 from misotune.cli import compare as compare_command
 from misotune.cli import doctor as doctor_command
@@ -22,6 +21,7 @@ from misotune.cli import quickstart as quickstart_command
 from misotune.cli import recipe as recipe_command
 from misotune.cli import report as report_command
 from misotune.cli import train as train_command
+from misotune.cli.command import Command, Group
 from misotune.errors import MisotuneError, ToldError
 from misotune.training.ranks import child
 
@@ -54,7 +54,7 @@ _EPILOG = "\n\n".join(
 )
 
 
-class _InOrder(TyperGroup):
+class _InOrder(Group):
     """The verbs in the order of the work."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -79,7 +79,7 @@ def _paragraphs(text: str | None) -> str:
 
 for _name, _verb in _VERBS.items():
     if not isinstance(_verb, typer.Typer):
-        app.command(_name, help=_paragraphs(_verb.__doc__))(_verb)
+        app.command(_name, cls=Command, help=_paragraphs(_verb.__doc__))(_verb)
     elif _verb is prepare_command.app:  # its unnamed command says what it does
         app.add_typer(_verb, name=_name, help="Make a multi-input dataset out of instruction data.")
     else:

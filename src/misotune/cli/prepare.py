@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from misotune.cli import prepare_backtranslate, prepare_mixture
+from misotune.cli.command import Command, Group
 from misotune.cli.prepare_options import (
     DATA_ROOT,
     DEDUPES,
@@ -53,10 +53,12 @@ ANSWERS = DATA_ROOT / ".cache" / "answers.sqlite"
 _DECOMPOSITION = "Decomposition of instructions that list no constraints"
 
 
-class _Group(TyperGroup):
+class _Group(Group):
     """A group that takes anything but the name of a subcommand as the arguments of its unnamed command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and ctx.resilient_parsing:  # the shell asks what may follow
+            return super().parse_args(ctx, args)
         args = args or ["--help"]
         if args[0] in self.commands:
             return super().parse_args(ctx, args)
@@ -69,8 +71,15 @@ class _Group(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         return "" if name == _UNNAMED else name, command, rest
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Offers the sources and options of the unnamed command, too."""
+        unnamed = self.commands[_UNNAMED]
+        if incomplete.startswith("-"):
+            return unnamed.shell_complete(ctx, incomplete)
+        return [*unnamed.params[0].shell_complete(ctx, incomplete), *super().shell_complete(ctx, incomplete)]
 
-class _UnnamedCommand(TyperCommand):
+
+class _UnnamedCommand(Command):
     """A command whose usage line does not show the name that it has not."""
 
     def get_usage(self, ctx: Any) -> str:
@@ -96,7 +105,10 @@ def prepare(
         bool, typer.Option("--keep-reverse", help="Keep Crab's rows of the auxiliary task, with one input.")
     ] = False,
     min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Crab rows that are split less surely than this keep one input.")
+        float,
+        typer.Option(
+            metavar="SHARE", min=0, max=1, help="Crab rows that are split less surely than this keep one input."
+        ),
     ] = DEFAULT_MIN_CONFIDENCE,
     seed: SeedOption = 0,
     workers: WorkersOption = None,
@@ -104,6 +116,7 @@ def prepare(
     decompose: Annotated[
         str | None,
         typer.Option(
+            metavar="HOW",
             help="rules: lists, 'make sure', 'do not' and the like; llm: ask the model at --endpoint.",
             rich_help_panel=_DECOMPOSITION,
         ),
@@ -125,7 +138,9 @@ def prepare(
             metavar="VARIABLE", help="Environment variable with the server's key.", rich_help_panel=_DECOMPOSITION
         ),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.", rich_help_panel=_DECOMPOSITION)] = 8,
+    concurrency: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Requests at a time.", rich_help_panel=_DECOMPOSITION)
+    ] = 8,
     dedupe: DedupeOption = "exact",
     decontaminate: DecontaminateOption = None,
     fail_above: FailAboveOption = None,
@@ -199,5 +214,5 @@ def _llm_step(endpoint: str, model: str, api_key_env: str | None, concurrency: i
     return LlmDecomposition(server, ANSWERS, on_progress=show)
 
 
-app.command("backtranslate")(prepare_backtranslate.backtranslate)
-app.command("mixture")(prepare_mixture.mixture)
+app.command("backtranslate", cls=Command)(prepare_backtranslate.backtranslate)
+app.command("mixture", cls=Command)(prepare_mixture.mixture)

@@ -1,5 +1,6 @@
 """`misotune prepare backtranslate`: plain instruction-response pairs -> rows with constraints they already meet."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +20,6 @@ from misotune.cli.prepare_options import (
     MapOption,
     MaxDroppedOption,
     ModeOption,
-    OutOption,
     RevisionOption,
     SeedOption,
     SourceArgument,
@@ -40,7 +40,9 @@ def backtranslate(
     source: SourceArgument,
     mode: ModeOption = "para",
     data: DataOption = None,
-    out: OutOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write. (default: data/NAME-backtranslated-MODE)")
+    ] = None,
     split: SplitOption = "train",
     revision: RevisionOption = None,
     limit: LimitOption = None,
@@ -48,9 +50,9 @@ def backtranslate(
     columns: MapOption = None,
     think: ThinkOption = "output",
     min_constraints: Annotated[
-        int, typer.Option(min=1, help="Rows whose response meets fewer constraints keep one input.")
+        int, typer.Option(metavar="N", min=1, help="Rows whose response meets fewer constraints keep one input.")
     ] = 2,
-    max_constraints: Annotated[int, typer.Option(min=1, help="Constraints of a row at most.")] = 5,
+    max_constraints: Annotated[int, typer.Option(metavar="N", min=1, help="Constraints of a row at most.")] = 5,
     seed: SeedOption = 0,
     workers: WorkersOption = None,
     as_json: JsonOption = False,

@@ -1,9 +1,11 @@
 """`misotune prepare mixture`: several sources -> one dataset, by weights or as mixed instructions."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from misotune.cli import completion
 from misotune.cli.prepare_options import (
     DATA_ROOT,
     DEDUPES,
@@ -12,7 +14,6 @@ from misotune.cli.prepare_options import (
     FailAboveOption,
     JsonOption,
     MaxDroppedOption,
-    OutOption,
     WorkersOption,
     num_workers,
     one_of,
@@ -26,12 +27,19 @@ if TYPE_CHECKING:
 
 def mixture(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A mixture file, or a shipped one (chat_code_math_tools).")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A mixture file, or the name of a shipped one: chat_code_math_tools.",
+            autocompletion=completion.mixtures,
+        ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values in place of the file's, as seed=1.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values in place of the file's, as seed=1.")
     ] = None,
-    out: OutOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write. (default: data/NAME, NAME the mixture's)")
+    ] = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
     dedupe: DedupeOption = "exact",

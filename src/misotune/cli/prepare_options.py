@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from misotune.cli import completion
 from misotune.errors import UsageError
 from misotune.samples import MODES
 
@@ -23,33 +24,53 @@ DEFAULT_MIN_CONFIDENCE = 0.5
 _GUARDS = "Guards"
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="crab, sharegpt, r1, starter, a data file, or a hub id (owner/name).")
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="crab, sharegpt, r1, starter, a data file, or a hub id (owner/name).",
+        autocompletion=completion.sources,
+    ),
 ]
-ModeOption = Annotated[str, typer.Option(help=f"The inputs a row gets: {', '.join(MODES)}.")]
-DataOption = Annotated[Path | None, typer.Option(help="Read the source's rows from this file.")]
-OutOption = Annotated[Path | None, typer.Option(help="Folder to write; data/NAME-MODE unless given.")]
-SplitOption = Annotated[str, typer.Option(help="Split of a hub data set.")]
-RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub data set.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many rows that pass the guards.")]
+ModeOption = Annotated[str, typer.Option(metavar="MODE", help=f"The inputs a row gets: {', '.join(MODES)}.")]
+DataOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Read the source's rows from this file.")]
+OutOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write. (default: data/NAME-MODE)")]
+SplitOption = Annotated[str, typer.Option(metavar="NAME", help="Split of a hub data set.")]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Branch, tag or commit of a hub data set. (default: its main branch)"),
+]
+LimitOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Stop after this many rows that pass the guards. (default: all)")
+]
 JoinOption = Annotated[
     str | None,
-    typer.Option(help=f"How constraints are joined on: {', '.join(JOINS)}; the source's own way unless given."),
+    typer.Option(
+        metavar="WAY", help=f"How constraints are joined on: {', '.join(JOINS)}. (default: the source's own way)"
+    ),
 ]
 MapOption = Annotated[
     str | None,
-    typer.Option("--map", help="Columns under other names: instruction=prompt,output=completion."),
+    typer.Option(
+        "--map", metavar="NAME=COLUMN,...", help="Columns under other names, as instruction=prompt,output=completion."
+    ),
 ]
-ThinkOption = Annotated[str, typer.Option(help=f"Where the thinking of reasoning traces goes: {', '.join(THINKS)}.")]
+ThinkOption = Annotated[
+    str, typer.Option(metavar="WHERE", help=f"Where the thinking of reasoning traces goes: {', '.join(THINKS)}.")
+]
 DedupeOption = Annotated[
     str,
-    typer.Option(help=f"Leave out rows that repeat an earlier one: {', '.join(DEDUPES)}.", rich_help_panel=_GUARDS),
+    typer.Option(
+        metavar="HOW",
+        help=f"Leave out rows that repeat an earlier one: {', '.join(DEDUPES)}.",
+        rich_help_panel=_GUARDS,
+    ),
 ]
 DecontaminateOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="Leave out rows that share text with the prompts of these evaluation sets (repeat the option); "
-        f"{' and '.join(DEFAULT_EVALUATION_SETS)} unless given, 'none' for none.",
+        help="Leave out rows that share text with the prompts of this evaluation set, or none; may be repeated. "
+        f"(default: {' and '.join(DEFAULT_EVALUATION_SETS)})",
         rich_help_panel=_GUARDS,
     ),
 ]
@@ -57,20 +78,22 @@ FailAboveOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KIND=SHARE",
-        help=f"Fail, and write nothing, when a larger share of the rows is of this kind: {', '.join(FAIL_KINDS)} "
-        f"(repeat the option); bad={DEFAULT_MAX_BAD:g} unless given.",
+        help=f"Fail, and write nothing, when a larger share of the rows is of this kind: {', '.join(FAIL_KINDS)}; "
+        f"may be repeated. (default: bad={DEFAULT_MAX_BAD:g})",
         rich_help_panel=_GUARDS,
     ),
 ]
 MaxDroppedOption = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="The same as --fail-above bad=SHARE.", rich_help_panel=_GUARDS),
+    typer.Option(metavar="SHARE", min=0, max=1, help="The same as --fail-above bad=SHARE.", rich_help_panel=_GUARDS),
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes that work on the rows; one a core unless given. The result is the same."),
+    typer.Option(
+        metavar="N", min=0, help="Processes that work on the rows; the result is the same. (default: one a core)"
+    ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Draws whatever is random.")]
+SeedOption = Annotated[int, typer.Option(metavar="N", help="Draws whatever is random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

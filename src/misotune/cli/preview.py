@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from misotune.cli import completion
+from misotune.cli.run_names import named_path
 from misotune.errors import UsageError
 from misotune.samples import MODES
 
@@ -37,22 +39,31 @@ _OnProgress = Callable[[int, int], None]
 def preview(
     dataset: Annotated[
         Path | None,
-        typer.Argument(metavar="[DATASET]", help="A prepared dataset, or its rows as JSONL. (default: the recipe's)"),
+        typer.Argument(metavar="DATASET", help="A prepared dataset, or its rows as JSONL. (default: the recipe's)"),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="M",
-            help="Whose tokenizer: a run, a folder with a model, or a hub id. (default: the recipe's, or quickstart's)",
+            metavar="MODEL",
+            help="Whose tokenizer: a run (its name in runs/, or its folder), a folder with a model, or a hub id. "
+            "(default: the recipe's, or quickstart's)",
+            autocompletion=completion.runs,
         ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="R", help="Model, mode, inputs, positions and limits of this recipe, by file or name."),
+        typer.Option(
+            metavar="RECIPE",
+            help="Model, mode, inputs, positions and limits of this recipe, by file or name.",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
     mode: Annotated[
         str | None,
-        typer.Option(help=f"How training takes inputs: {', '.join(MODES)}. (default: the recipe's, or the dataset's)"),
+        typer.Option(
+            metavar="MODE",
+            help=f"How training takes inputs: {', '.join(MODES)}. (default: the recipe's, or the dataset's)",
+        ),
     ] = None,
     row: Annotated[list[str] | None, typer.Option(metavar="ID", help="Show this row; may be repeated.")] = None,
     worst: Annotated[
@@ -60,14 +71,18 @@ def preview(
         typer.Option(min=1, metavar="N", help="Show the N longest, with fewest trained tokens, and least sure rows."),
     ] = None,
     num: Annotated[
-        int | None, typer.Option(min=0, help="Show the first so many rows. (default: 2, on an HTML page 10)")
+        int | None,
+        typer.Option(metavar="N", min=0, help="Show the first so many rows. (default: 2, on an HTML page 10)"),
     ] = None,
     measure: Annotated[
-        int, typer.Option(min=0, help="Rows that the statistics are of, drawn by seed if there are more; 0: all.")
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Rows that the statistics are of, drawn by seed if there are more; 0: all."
+        ),
     ] = _MEASURED_ROWS,
     full: Annotated[bool, typer.Option("--full", help="Show long texts whole.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained HTML page.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws the rows that are measured.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Draws the rows that are measured.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows, statistics and account as JSON.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Do not use the network.")] = False,
 ) -> None:
@@ -79,7 +94,7 @@ def preview(
     settings = _load_recipe(recipe, mode)
     path = dataset or (Path(settings.data.path) if settings else None)
     if path is None:
-        raise UsageError("name a dataset, or a recipe that does: misotune preview data/NAME, or --recipe R")
+        raise UsageError("name a dataset, or a recipe that does: misotune preview data/NAME, or --recipe RECIPE")
 
     from misotune.data.dataset import open_dataset
 
@@ -146,9 +161,9 @@ def _model_source(model: str | None, recipe: "Recipe | None") -> "ModelSource":
         if not Path(model).is_dir():
             raise UsageError(
                 f"no model named, and the quickstart's is not in {model}; "
-                "name whose tokenizer to use with --model M or --recipe R"
+                "name whose tokenizer to use with --model MODEL or --recipe RECIPE"
             )
-    path = find_model(model).path if model else None
+    path = find_model(named_path(model)).path if model else None
 
     from misotune.training.model import ModelSource
 

@@ -36,7 +36,7 @@ class _Results:
 def quickstart(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values in place of the recipe's: miso.mode=sft"),
+        typer.Argument(metavar="KEY=VALUE", help="Values in place of the recipe's, as miso.mode=sft."),
     ] = None,
 ) -> None:
     """Prepare, train, evaluate and export on the embedded default: a 135M model and the starter data.

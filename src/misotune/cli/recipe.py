@@ -7,20 +7,26 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from misotune.cli import completion
+from misotune.cli.command import Command, Group
+
 if TYPE_CHECKING:
     from misotune.recipe.resolved import ResolvedRecipe
 
-app = typer.Typer(help="Show recipes, and their schema for editors.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Show recipes, and their schema for editors.", no_args_is_help=True)
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show_recipe(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe by name: quickstart.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe file, or the name of a shipped one.", autocompletion=completion.recipes
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides, as in train.max_steps=20."),
+        typer.Argument(metavar="KEY=VALUE", help="Values in place of the recipe's, as train.max_steps=20."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the values and their origins as JSON.")] = False,
 ) -> None:
@@ -39,7 +45,7 @@ def show_recipe(
         typer.echo(dump(resolved), nl=False)
 
 
-@app.command("schema")
+@app.command("schema", cls=Command)
 def show_schema() -> None:
     """Print the JSON schema of a recipe (draft 2020-12), for completion and checks in editors."""
     from misotune.recipe.schema import recipe_json_schema

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from misotune.cli import completion
 from misotune.cli.train_launch import (
     Launch,
     LaunchOptions,
@@ -24,11 +25,13 @@ _PROCESSES = "Processes"
 def train(
     recipe: Annotated[
         str,
-        typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.", show_default=False),
+        typer.Argument(
+            metavar="RECIPE", help="A recipe file, or the name of a shipped one.", autocompletion=completion.recipes
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values in place of the recipe's: train.max_steps=20"),
+        typer.Argument(metavar="KEY=VALUE", help="Values in place of the recipe's, as train.max_steps=20."),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print rows, tokens, steps, memory, disk and time, and stop.")
@@ -45,22 +48,37 @@ def train(
     nproc: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Processes on this machine; else one for each visible GPU.", rich_help_panel=_PROCESSES
+            metavar="N",
+            min=1,
+            help="Processes on this machine. (default: one for each visible GPU; 1 without)",
+            rich_help_panel=_PROCESSES,
         ),
     ] = None,
     hostfile: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Start on several machines by ssh: a line NAME slots=N each.",
+            help="Start on several machines by ssh; the file has a line NAME slots=N for each.",
             rich_help_panel=_PROCESSES,
         ),
     ] = None,
     nnodes: Annotated[
-        int | None, typer.Option(min=1, help="Machines, each of which runs this command.", rich_help_panel=_PROCESSES)
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Machines, each of which runs this command. (default: as Slurm says; 1 without)",
+            rich_help_panel=_PROCESSES,
+        ),
     ] = None,
     node_rank: Annotated[
-        int | None, typer.Option(min=0, help="Number of this machine, from 0.", rich_help_panel=_PROCESSES)
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Number of this machine, from 0. (default: as Slurm says; 0 without)",
+            rich_help_panel=_PROCESSES,
+        ),
     ] = None,
     master: Annotated[
         str | None,

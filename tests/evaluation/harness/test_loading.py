@@ -83,6 +83,7 @@ def test_a_hub_that_is_not_reached_is_told_with_the_cure(folder, monkeypatch, mo
     def unreachable(*args, **kwargs):
         raise ConnectionError("No reply\nmore")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **kwargs: None)
     monkeypatch.setattr(f"{module}.{name}", unreachable)
     with pytest.raises(RunError, match=said):
