@@ -46,7 +46,7 @@ def dependency(
         str | None,
         typer.Option(
             metavar="LAYERS",
-            help="Layers, from 1, as 8,20 or 10-20, or all; the score is their mean. (default: one at 15/22 of the depth)",
+            help="Layers, from 1, as 8,20 or all; the score is their mean. (default: one at 15/22 of the depth)",
         ),
     ] = None,
     threshold: Annotated[
