@@ -276,7 +276,9 @@ def test_runs_are_completed_by_their_names(tmp_path, command):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 def test_bash_completes_after_install_completion(tmp_path):
     """The installed script, called by a real bash as it calls it at TAB."""
-    installed = run("--install-completion", "bash", HOME=str(tmp_path))
+    # Else typer looks for the shell that started it, which may be another one.
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    installed = run("--install-completion", "bash", HOME=str(tmp_path), **named)
     assert installed.returncode == 0, installed.stderr
     program = tmp_path / "bin" / "misotune"
     program.parent.mkdir()

@@ -289,6 +289,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_with_the_cure(tmp_path, monkey
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
     message = re.escape("THU-KEG/Crab-SFT: cannot be read from the hub (no route)")
     with pytest.raises(RunError, match=message + r".*misotune prepare crab --data FILE") as caught:
