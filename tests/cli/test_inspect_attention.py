@@ -56,7 +56,7 @@ def test_several_models_stand_side_by_side(inspect_attention, tiny_model_dir, tm
 
 
 def test_what_cannot_be_is_said_before_a_model_is_loaded(inspect_attention, tiny_model_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("misotune.cli.inspect_attention._load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("misotune.cli.inspect_attention.load_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(UsageError, match=r"--data none: no such file or folder; write a dataset"):
         inspect_attention(tiny_model_dir, "--data", "none")
     with pytest.raises(UsageError, match="two models of one name"):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -19,6 +19,7 @@ from misotune.cli import completion
 from misotune.cli.command import Command, Group
 from misotune.cli.inspect_attention import attention
 from misotune.cli.inspect_dependency import dependency
+from misotune.cli.inspect_model import load_model
 from misotune.cli.run_names import named_path
 from misotune.errors import UsageError
 
@@ -33,11 +34,6 @@ app = typer.Typer(cls=Group, help="Look into a model: measure and draw.", no_arg
 
 app.command("attention", cls=Command)(attention)
 app.command("dependency", cls=Command)(dependency)
-
-
-@app.callback()
-def _inspect() -> None:
-    """A callback, so that `dilution` keeps its name while it is the only one."""
 
 
 @app.command("dilution", cls=Command)
@@ -104,7 +100,7 @@ def dilution(
     check_result_folder(folder)
     _check_data(data)
     messages.print(f"loading {source.path}", markup=False)
-    loaded, tokenizer = _load(source.path, dtype)
+    loaded, tokenizer = load_model(source.path, dtype)
     settings = DilutionSettings(data, max_inputs, repeat, limit, max_length, generate, max_new_tokens)
     with _progress(messages) as (on_row, on_text):
         study = study_dilution(label(model), loaded, tokenizer, folder, settings, on_row=on_row, on_text=on_text)
@@ -118,15 +114,6 @@ def dilution(
 def _check_data(data: Path | None) -> None:
     if data is not None and not data.exists():
         raise UsageError(f"--data {data}: no such file or folder; write a dataset: misotune prepare SOURCE --mode para")
-
-
-def _load(path: str, dtype: str | None) -> tuple[Any, Any]:
-    import torch
-
-    from misotune.evaluation.backends.chat_model import load_chat_model
-
-    loaded = load_chat_model(path, dtype=dtype or ("auto" if torch.cuda.is_available() else "float32"))
-    return loaded.model, loaded.tokenizer
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from misotune.cli import completion
+from misotune.cli.inspect_model import load_model
 from misotune.cli.run_names import named_path
 from misotune.errors import UsageError
 
@@ -97,7 +98,7 @@ def attention(
 
     def load(index: int) -> tuple[Any, Any]:
         messages.print(f"loading {sources[index].path}", markup=False)
-        return _load(sources[index].path, dtype)
+        return load_model(sources[index].path, dtype)
 
     settings = AttentionSettings(data, limit, max_length, generate, max_new_tokens)
     with _progress(messages, limit) as on_row:
@@ -114,15 +115,6 @@ def _names(models: Sequence[str], labels: Sequence[str]) -> list[str]:
     if len(set(labels)) == len(labels):
         return list(labels)
     return [model.strip("/").replace("/", "--") for model in models]
-
-
-def _load(path: str, dtype: str | None) -> tuple[Any, Any]:
-    import torch
-
-    from misotune.evaluation.backends.chat_model import load_chat_model
-
-    loaded = load_chat_model(path, dtype=dtype or ("auto" if torch.cuda.is_available() else "float32"))
-    return loaded.model, loaded.tokenizer
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from misotune.cli import completion
+from misotune.cli.inspect_model import load_model
 from misotune.cli.run_names import named_path
 from misotune.errors import UsageError
 
@@ -104,7 +105,7 @@ def dependency(
     if write is not None:
         check_target(data, write)
     messages.print(f"loading {source.path}", markup=False)
-    loaded, tokenizer = _load(source.path, dtype)
+    loaded, tokenizer = load_model(source.path, dtype)
     settings = DependencySettings(data, layers, threshold, limit, max_length, write)
     with _progress(messages) as on_row:
         study = study_dependency(label(model), loaded, tokenizer, folder, settings, on_row=on_row)
@@ -113,15 +114,6 @@ def dependency(
         sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     else:
         _show(study, write, show, Console(soft_wrap=True, highlight=False))
-
-
-def _load(path: str, dtype: str | None) -> tuple[Any, Any]:
-    import torch
-
-    from misotune.evaluation.backends.chat_model import load_chat_model
-
-    loaded = load_chat_model(path, dtype=dtype or ("auto" if torch.cuda.is_available() else "float32"))
-    return loaded.model, loaded.tokenizer
 
 
 @contextmanager
