@@ -31,11 +31,13 @@ def write_probe(run, model):
     import torch
     from safetensors.torch import save_file
 
-    ids = torch.tensor(ChatTemplate(make_tokenizer()).encode(ROW, add_generation_prompt=False))
+    template = ChatTemplate(make_tokenizer())
+    ids = torch.tensor(template.encode(ROW, add_generation_prompt=False))
     with torch.no_grad():
         logits = model.eval()(input_ids=ids[None]).logits[0, -16:].float()
     dtype = str(model.dtype).removeprefix("torch.")
-    save_file({"input_ids": ids, "logits": logits.contiguous()}, run.probe, metadata={"dtype": dtype})
+    facts = {"dtype": dtype, "chat_template_sha256": template.sha256}
+    save_file({"input_ids": ids, "logits": logits.contiguous()}, run.probe, metadata=facts)
 
 
 def start_run(path, model_dir, precision="fp32"):

@@ -185,11 +185,16 @@ def test_what_is_no_lora_adapter_or_names_no_base_is_refused(foreign_adapter, tm
         export_source(find_source(foreign_adapter), tmp_path / "out")
 
 
-def test_another_template_than_trainings_is_refused(full_run, tmp_path):
+@pytest.mark.parametrize(
+    ("old", "new"), [("{%", "<|pad|>{%"), ("['role']", "['role']|upper"), ("<|im_end|>", "<|pad|>")]
+)
+def test_another_template_than_trainings_is_refused(old, new, full_run, tmp_path):
     path = full_run.final / "chat_template.jinja"
-    path.write_text("<|pad|>" + path.read_text())
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
     out = tmp_path / "exports" / "tiny"
-    with pytest.raises(RunError, match="opens a conversation with other tokens than training's rows; put back"):
+    with pytest.raises(RunError, match="is not the one that was trained with; put that one back"):
         export_source(find_source(full_run.path), out)
     assert_nothing_left(out)
 

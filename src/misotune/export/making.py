@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from misotune.errors import LayoutError, RunError, UsageError
+from misotune.errors import RunError, UsageError
 from misotune.export.adapter import MergeProof, merge_adapter, store_weights
 from misotune.export.checkpoint import copy_adapter, copy_companions, copy_weights, save_model, tidy_configuration
 from misotune.export.probe import Probe, last_logits, probe_ids, read_probe
@@ -181,25 +180,12 @@ def _trained_probe(source: Source, template: ChatTemplate) -> Probe | None:
     if source.run is None or not source.is_final:
         return None
     probe = read_probe(source.run.probe)
-    # A template that tells the model which day it is, gives other tokens today.
-    opening = [] if "strftime_now" in template.tokenizer.chat_template else _opening(template)
-    if probe.input_ids[: len(opening)].tolist() != opening:
+    if probe.template_sha256 not in (None, template.sha256):
         raise RunError(
-            f"{REFUSED}: the chat template in {source.folder} opens a conversation with other tokens than training's "
-            "rows; put back the one that was trained with"
+            f"{REFUSED}: the chat template in {source.folder} is not the one that was trained with; put that one back, "
+            "and change the export's if it has to be another"
         )
     return probe
-
-
-def _opening(template: ChatTemplate) -> list[int]:
-    """Returns the tokens that a conversation begins with, whether it has a system prompt or not."""
-    user = {"role": "user", "content": "Hi"}
-    opening = template.opening_ids([user])
-    with suppress(LayoutError):  # some templates refuse system prompts
-        other = template.opening_ids([{"role": "system", "content": "Be brief."}, user])
-        same = [a == b for a, b in zip(opening, other, strict=False)]
-        opening = opening[: (*same, False).index(False)]
-    return opening
 
 
 def _ids(source: Source, template: ChatTemplate) -> Tensor:

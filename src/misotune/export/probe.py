@@ -46,6 +46,7 @@ class Probe:
         dtype: In which they were computed, with the weights as they are saved.
         owner: Whose logits they are, for people.
         columns: Entries of the vocabulary that the logits are of; None: all.
+        template_sha256: Of the text of training's chat template; None: not known.
     """
 
     input_ids: Tensor
@@ -53,6 +54,7 @@ class Probe:
     dtype: str
     owner: str = TRAINED_MODEL
     columns: Tensor | None = None
+    template_sha256: str | None = None
 
 
 def read_probe(path: Path) -> Probe:
@@ -63,8 +65,13 @@ def read_probe(path: Path) -> Probe:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            dtype = (file.metadata() or {})["dtype"]
-            return Probe(file.get_tensor("input_ids").long(), file.get_tensor("logits").float(), dtype)
+            facts = file.metadata() or {}
+            return Probe(
+                file.get_tensor("input_ids").long(),
+                file.get_tensor("logits").float(),
+                facts["dtype"],
+                template_sha256=facts.get("chat_template_sha256"),
+            )
     except (OSError, SafetensorError, KeyError) as error:
         raise RunError(
             f"{path}: no probe of the trained model's logits can be read ({error}), so the export could "

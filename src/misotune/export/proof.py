@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def chat_of(template: ChatTemplate) -> Chat:
     return Chat(
         template.encode(MESSAGES, add_generation_prompt=True),
         end_of_turn_id(template),
-        sha256(text.encode()).hexdigest(),
+        template.sha256,
         date.today().isoformat() if "strftime_now" in text else "",
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ class ChatTemplate:
         if not suffix or prompt[-len(suffix) :] != suffix or len(prompt) == len(suffix):
             raise LayoutError("the chat template has no generation prompt and no fixed ending of a user turn")
         return prompt[: -len(suffix)], suffix
+
+    @property
+    def sha256(self) -> str:
+        """Of the template's text."""
+        return sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
 
     def opening_ids(self, messages: Sequence[Message]) -> list[int]:
         """Returns what stands before the first user's text: BOS, system prompt and the user turn's header."""

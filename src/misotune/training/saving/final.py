@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from misotune.attention import MisoArguments
-from misotune.layout import EncodedSample, RowLayout, build_row
+from misotune.layout import ChatTemplate, EncodedSample, RowLayout, build_row
 from misotune.quantization import exact_products
 from misotune.runs import RunFolder
 from misotune.storage import replace_folder
@@ -52,7 +52,8 @@ def save_final(trainer: MisoTrainer, run: RunFolder, sample: EncodedSample, *, i
     with saving(written, what, size):
         if is_main_process():
             (written / "training_args.bin").unlink(missing_ok=True)
-            save_file(probe, run.probe, metadata={"dtype": dtype})
+            template = ChatTemplate(trainer.processing_class).sha256
+            save_file(probe, run.probe, metadata={"dtype": dtype, "chat_template_sha256": template})
             replace_folder(written, run.final)
 
 
