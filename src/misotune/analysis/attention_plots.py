@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from misotune.analysis.attention_parts import CONSTRAINTS, INSTRUCTION, PARTS
 from misotune.analysis.attention_summary import ModelShares
+from misotune.report.figures import STYLE, save_figure
 
 # Okabe and Ito's colours, which readers with any colour vision tell apart; dashes and hatches tell them once more.
 _LINES: dict[str, dict[str, Any]] = {
@@ -29,21 +30,6 @@ _SHARE = "share of attention (%)"
 _WIDTH = 8.4
 _MAX_NAME = 26
 
-# Text stays text in an SVG, and the same numbers give the same file; names of models are not formulas.
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "misotune",
-    "text.parse_math": False,
-    "font.size": 9,
-    "hatch.linewidth": 0.6,
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.6,
-}
-
 
 def draw_attention(models: Sequence[ModelShares], title: str, paths: Sequence[Path]) -> None:
     """Draws the parts' shares side by side, by verdict, and by layer and head, and writes the picture to files.
@@ -53,7 +39,7 @@ def draw_attention(models: Sequence[ModelShares], title: str, paths: Sequence[Pa
         title: Models, data and number of rows; a line.
         paths: Where to; the suffix (`.svg`, `.png`) is the format.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         has_constraints = any(model.has_constraints for model in models)
         # One model's two panels stand side by side; several need the width.
         tops = [1.15] if len(models) == 1 else [0.5 + 0.35 * len(models)] * (1 + has_constraints)
@@ -78,8 +64,7 @@ def draw_attention(models: Sequence[ModelShares], title: str, paths: Sequence[Pa
         strips[-1].legend(
             *lines.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS), frameon=False
         )
-        for path in paths:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        save_figure(figure, paths)
 
 
 def _draw_means(axes: Axes, models: Sequence[ModelShares]) -> None:
