@@ -24,7 +24,9 @@ _LINES: dict[str, dict[str, Any]] = {
     "rest": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
     "response": {"color": "#009E73", "linestyle": ":"},
 }
-_VERDICTS = ((True, "met", "o", "#0072B2"), (False, "not met", "X", "#D55E00"), (None, "not verified", "s", "#999999"))
+VERDICTS = ((True, "met", "o", "#0072B2"), (False, "not met", "X", "#D55E00"), (None, "not verified", "s", "#999999"))
+"""Verdict, name, marker and colour."""
+
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 _SHARE = "share of attention (%)"
 _WIDTH = 8.4
@@ -76,7 +78,7 @@ def _draw_means(axes: Axes, models: Sequence[ModelShares]) -> None:
         hatch = _HATCHES[i % len(_HATCHES)]
         colors = [_LINES[part]["color"] for part in PARTS]
         bars = axes.barh(place, mean, height, xerr=spread, color=colors, edgecolor="white", hatch=hatch)
-        bars.set_label(_short(model.name))
+        bars.set_label(short_name(model.name))
         for y, share, deviation in zip(place, mean, spread, strict=True):
             axes.annotate(f"{share:.1f}", (share + deviation, y), (3, 0), textcoords="offset points", va="center")
     axes.set_yticks(at, labels=PARTS)
@@ -95,7 +97,7 @@ def _draw_verdicts(axes: Axes, models: Sequence[ModelShares]) -> None:
     """Each constraint as a mark, their mean as a line."""
     labels: list[str] = []
     for model in models:
-        for verdict, name, marker, color in _VERDICTS:
+        for verdict, name, marker, color in VERDICTS:
             shares = [100 * x.share for _, x in model.constraints() if x.is_met is verdict]
             if not shares:
                 continue
@@ -104,7 +106,7 @@ def _draw_verdicts(axes: Axes, models: Sequence[ModelShares]) -> None:
             places = y + np.linspace(-0.25, 0.25, len(shares)) if len(shares) > 1 else [y]
             axes.scatter(shares, places, s=16, marker=marker, color=color, alpha=0.75, linewidths=0)
             axes.plot([np.mean(shares)] * 2, [y - 0.38, y + 0.38], color="black", linewidth=1.6)
-            whose = f"{_short(model.name)}: " if len(models) > 1 else ""
+            whose = f"{short_name(model.name)}: " if len(models) > 1 else ""
             labels.append(f"{whose}{name} ({len(shares)})")
     axes.set_yticks(range(len(labels)), labels=labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -120,7 +122,7 @@ def _draw_layers(axes: Axes, model: ModelShares) -> None:
         axes.plot(layers, [100 * x for x in shares], label=part, linewidth=1.5, **_LINES[part])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid()
-    axes.set(xlabel="layer", ylabel=_SHARE, title=f"{_short(model.name)}: by layer")
+    axes.set(xlabel="layer", ylabel=_SHARE, title=f"{short_name(model.name)}: by layer")
 
 
 def _draw_heads(figure: SubFigure, axes: Axes, model: ModelShares, part: int, most: float) -> None:
@@ -130,10 +132,10 @@ def _draw_heads(figure: SubFigure, axes: Axes, model: ModelShares, part: int, mo
     image = axes.imshow(shares, cmap="cividis", aspect="auto", vmin=0, vmax=most, extent=extent, interpolation="none")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set(xlabel="layer", ylabel="head", title=f"{_short(model.name)}: {PARTS[part]}, by layer and head")
+    axes.set(xlabel="layer", ylabel="head", title=f"{short_name(model.name)}: {PARTS[part]}, by layer and head")
     figure.colorbar(image, ax=axes, label="%")
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """The end of a long name: there a run's and a tuned model's names differ."""
     return name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}"
