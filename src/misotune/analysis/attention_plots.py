@@ -47,7 +47,9 @@ def draw_attention(models: Sequence[ModelShares], title: str, paths: Sequence[Pa
         tops = [1.15] if len(models) == 1 else [0.5 + 0.35 * len(models)] * (1 + has_constraints)
         heights = [*tops, *[1.0] * len(models)]
         figure = Figure(figsize=(_WIDTH, 1.2 + 2.5 * sum(heights)), layout="constrained")
-        figure.suptitle("\n".join(("Where the response's attention goes", *wrap(title, 90))), fontsize=10.5)
+        figure.suptitle(
+            "\n".join(("Where the response's attention goes", *wrap(title, 90, break_on_hyphens=False))), fontsize=10.5
+        )
         # Strips of their own: long labels in one do not narrow the others.
         strips = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         is_beside = len(tops) == 1 and has_constraints

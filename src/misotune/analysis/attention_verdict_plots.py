@@ -35,8 +35,9 @@ def draw_verdicts(models: Sequence[ModelShares], title: str, paths: Sequence[Pat
         top = 0.9 + 0.5 * len(models)
         figure = Figure(figsize=(_WIDTH, 1.7 + top + 2.3 * num_lines), layout="constrained")
         heading = "One constraint's share of the response's attention, by verdict on the response"
-        numbers = f"{max(sum(1 for _ in model.constraints()) for model in models)} constraints"
-        figure.suptitle("\n".join((heading, *wrap(f"{title}; {numbers}", 90))), fontsize=10.5)
+        most = max(sum(1 for _ in model.constraints()) for model in models)
+        numbers = f"{most} constraints; bars and bands: standard error over rows"
+        figure.suptitle("\n".join((heading, *wrap(f"{title}; {numbers}", 90, break_on_hyphens=False))), fontsize=10.5)
         strips = figure.subfigures(1 + num_lines, 1, height_ratios=[top, *[2.3] * num_lines], squeeze=False)[:, 0]
         first: Axes | None = None
         for column, measure in enumerate(MEASURES, start=1):
@@ -81,8 +82,7 @@ def _draw_means(axes: Axes, models: Sequence[ModelShares], measure: str) -> None
     axes.margins(x=0.22)
     axes.set_xlim(left=0)
     axes.grid(axis="x")
-    axes.set(xlabel=_LABELS[measure], title=f"{measure}; (constraints); bar: standard error over rows")
-    axes.title.set_fontsize(8.5)
+    axes.set(xlabel=_LABELS[measure], title=f"{measure} (number of constraints)")
 
 
 def _draw_layers(axes: Axes, model: ModelShares) -> None:

@@ -63,6 +63,7 @@ def _draw_means(axes: Axes, dilution: Dilution) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(dilution.counts, labels=[str(n) for n in dilution.counts])
     axes.minorticks_off()
+    axes.margins(y=0.12)
     axes.set_ylim(bottom=0)
     axes.set(xlabel=_NUM_INPUTS, ylabel=_SHARE, title=_MEANS)
     axes.legend(frameon=False, loc="best")
