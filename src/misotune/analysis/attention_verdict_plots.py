@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -71,7 +72,7 @@ def _draw_means(axes: Axes, models: Sequence[ModelShares], measure: str) -> None
         places = [row + (i - 0.5) * height for row in at]
         shares = [100 * x.value.item() for x in there]
         errors = [0.0 if x.error is None else 100 * x.error.item() for x in there]
-        style = {"color": color, "hatch": _HATCHES[name], "edgecolor": "white"}
+        style: dict[str, Any] = {"color": color, "hatch": _HATCHES[name], "edgecolor": "white"}
         axes.barh(places, shares, height, xerr=errors, label=name, capsize=2, **style)
         for row, y, share, error in zip(at, places, shares, errors, strict=True):
             num = models[row].by_verdict(verdict).num_constraints
@@ -93,7 +94,13 @@ def _draw_layers(axes: Axes, model: ModelShares) -> None:
         if estimate is None:
             continue
         shares = 100 * estimate.value
-        style = {"color": color, "linestyle": _DASHES[name], "marker": marker, "markersize": 3, "linewidth": 1.3}
+        style: dict[str, Any] = {
+            "color": color,
+            "linestyle": _DASHES[name],
+            "marker": marker,
+            "markersize": 3,
+            "linewidth": 1.3,
+        }
         axes.plot(layers, shares, **style)
         if estimate.error is not None:
             error = 100 * estimate.error
