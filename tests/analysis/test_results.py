@@ -9,6 +9,7 @@ from misotune.analysis.dilution import MEASURED, Dilution
 from misotune.analysis.results import check_result_folder, write_result
 from misotune.errors import RunError, UsageError
 
+MADE = {"settings": {}, "versions": {}}
 TEXT = Continuation("row", 2, "fid", "Grüße", 3, False, 0.5, 0.0)
 
 
@@ -22,8 +23,8 @@ def found():
 
 def test_the_folder_holds_shares_texts_and_both_pictures(found, tmp_path):
     folder = tmp_path / "inspect" / "dilution"
-    write_result(folder, {"model": "m"}, found, [TEXT], "a model, some rows")
-    assert json.loads((folder / "dilution.json").read_text()) == {"model": "m"}
+    write_result(folder, {"model": "m", **MADE}, found, [TEXT], "a model, some rows")
+    assert json.loads((folder / "dilution.json").read_text()) == {"model": "m", **MADE}
     assert json.loads((folder / "continuations.jsonl").read_text())["text"] == "Grüße"
     assert (folder / "dilution.png").read_bytes().startswith(b"\x89PNG")
     svg = (folder / "dilution.svg").read_text()
@@ -32,7 +33,7 @@ def test_the_folder_holds_shares_texts_and_both_pictures(found, tmp_path):
 
 
 def test_the_table_has_a_line_for_each_weighting_n_and_layer(found, tmp_path):
-    write_result(tmp_path / "d", {}, found, [], "title")
+    write_result(tmp_path / "d", MADE, found, [], "title")
     with (tmp_path / "d" / "dilution.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 2 * 4
@@ -44,20 +45,20 @@ def test_the_table_has_a_line_for_each_weighting_n_and_layer(found, tmp_path):
 
 def test_the_same_numbers_draw_the_same_picture(found, tmp_path):
     for name in ("a", "b"):
-        write_result(tmp_path / name, {}, found, [], "title")
+        write_result(tmp_path / name, MADE, found, [], "title")
     assert (tmp_path / "a" / "dilution.svg").read_bytes() == (tmp_path / "b" / "dilution.svg").read_bytes()
 
 
 def test_an_older_result_is_replaced_and_nothing_else_is(found, tmp_path):
     folder = tmp_path / "d"
-    write_result(folder, {"model": "old"}, found, [TEXT], "title")
-    write_result(folder, {"model": "new"}, found, [], "title")
-    assert json.loads((folder / "dilution.json").read_text()) == {"model": "new"}
+    write_result(folder, {"model": "old", **MADE}, found, [TEXT], "title")
+    write_result(folder, {"model": "new", **MADE}, found, [], "title")
+    assert json.loads((folder / "dilution.json").read_text()) == {"model": "new", **MADE}
     assert not (folder / "continuations.jsonl").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"mine: holds files that are no result of inspect dilution"):
-        write_result(tmp_path / "mine", {}, found, [], "title")
+        write_result(tmp_path / "mine", MADE, found, [], "title")
     with pytest.raises(UsageError, match=r"notes\.txt: is a file; name a folder with --out"):
         check_result_folder(tmp_path / "mine" / "notes.txt")
 
@@ -65,4 +66,4 @@ def test_an_older_result_is_replaced_and_nothing_else_is(found, tmp_path):
 def test_a_place_that_cannot_be_written_is_named(found, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"file/d: the result cannot be written: Not a directory"):
-        write_result(tmp_path / "file" / "d", {}, found, [], "title")
+        write_result(tmp_path / "file" / "d", MADE, found, [], "title")

@@ -30,8 +30,11 @@ def test_it_prints_tables_and_writes_the_picture(inspect_attention, tiny_model_d
     assert ["model", "verdict", "constraints", "share", "tokens"] in lines
     assert f"measured: {tiny_model_dir.name}, row 2 of at most 2" in result.stderr
     folder = tmp_path / "inspect" / tiny_model_dir.name / "attention"
-    names = {*(f"attention.{x}" for x in ("json", "csv", "svg", "png")), "constraints.csv"}
-    assert {path.name for path in folder.iterdir()} == names
+    names = {*(f"attention.{x}" for x in ("json", "csv", "svg", "png")), "constraints.csv", "index.html"}
+    assert names <= {path.name for path in folder.iterdir()} <= names | {"verdicts.svg", "verdicts.png"}
+    assert f"to be opened in a browser: inspect/{tiny_model_dir.name}/attention/index.html" in result.stdout
+    command = f"misotune inspect attention {tiny_model_dir} --limit 2 --max-length 900"
+    assert f"<code>{command}</code>" in (folder / "index.html").read_text()
 
 
 def test_json_is_all_that_stands_on_standard_output(inspect_attention, tiny_model_dir, tmp_path):

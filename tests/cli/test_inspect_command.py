@@ -34,7 +34,8 @@ def test_it_prints_a_table_and_writes_the_picture(inspect_dilution, tiny_model_d
     assert [line[0] for line in lines if line and line[0].isdigit()] == ["1", "2", "3"]
     assert "measured: row 1 of 1" in result.stderr
     folder = tmp_path / "inspect" / tiny_model_dir.name / "dilution"
-    assert {path.name for path in folder.iterdir()} == {f"dilution.{x}" for x in ("json", "csv", "svg", "png")}
+    names = {*(f"dilution.{x}" for x in ("json", "csv", "svg", "png")), "index.html"}
+    assert {path.name for path in folder.iterdir()} == names
 
 
 def test_json_is_all_that_stands_on_standard_output(inspect_dilution, tiny_model_dir, tmp_path):
@@ -64,6 +65,11 @@ def test_generate_shows_how_fluent_the_texts_are_and_keeps_them(inspect_dilution
         (2, "uniform"),
         (2, "fid"),
     ]
+    # What was given is repeated, in the order of the help; what a shell would take apart is quoted.
+    command = (
+        f"misotune inspect dilution {tiny_model_dir} --data rows.jsonl --max-inputs 2 --generate --max-new-tokens 5"
+    )
+    assert f"<code>{command} --out found</code>" in (tmp_path / "found" / "index.html").read_text()
 
 
 def test_one_input_can_be_repeated(inspect_dilution, tiny_model_dir, tmp_path):

@@ -40,7 +40,11 @@ def test_it_prints_histogram_and_rows_and_writes_the_dataset(inspect_dependency,
     assert "the dataset with its scores: new.jsonl" in result.stdout
     assert "scored: row 3 of 3" in result.stderr
     folder = tmp_path / "inspect" / tiny_model_dir.name / "dependency"
-    assert {path.name for path in folder.iterdir()} == {f"dependency.{x}" for x in ("json", "csv", "svg", "png")}
+    names = {*(f"dependency.{x}" for x in ("json", "csv", "svg", "png")), "index.html"}
+    assert {path.name for path in folder.iterdir()} == names
+    # --show is of the terminal alone.
+    command = f"misotune inspect dependency {tiny_model_dir} rows.jsonl --max-length 121 --write new.jsonl"
+    assert f"<code>{command}</code>" in (folder / "index.html").read_text()
     scores = [json.loads(line)["dependency"] for line in (tmp_path / "new.jsonl").read_text().splitlines()]
     assert scores[:2] == [entry["score"] for entry in json.loads((folder / "dependency.json").read_text())["scores"]]
     assert scores[2] is None

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from misotune.analysis.attention_parts import CONSTRAINTS, INSTRUCTION, PARTS
 from misotune.analysis.attention_summary import ModelShares
+from misotune.report.figures import STYLE, save_figure
 
 # Okabe and Ito's colours, which readers with any colour vision tell apart; dashes and hatches tell them once more.
 _LINES: dict[str, dict[str, Any]] = {
@@ -23,26 +24,13 @@ _LINES: dict[str, dict[str, Any]] = {
     "rest": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
     "response": {"color": "#009E73", "linestyle": ":"},
 }
-_VERDICTS = ((True, "met", "o", "#0072B2"), (False, "not met", "X", "#D55E00"), (None, "not verified", "s", "#999999"))
+VERDICTS = ((True, "met", "o", "#0072B2"), (False, "not met", "X", "#D55E00"), (None, "not verified", "s", "#999999"))
+"""Verdict, name, marker and colour."""
+
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 _SHARE = "share of attention (%)"
 _WIDTH = 8.4
 _MAX_NAME = 26
-
-# Text stays text in an SVG, and the same numbers give the same file; names of models are not formulas.
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "misotune",
-    "text.parse_math": False,
-    "font.size": 9,
-    "hatch.linewidth": 0.6,
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.6,
-}
 
 
 def draw_attention(models: Sequence[ModelShares], title: str, paths: Sequence[Path]) -> None:
@@ -53,13 +41,15 @@ def draw_attention(models: Sequence[ModelShares], title: str, paths: Sequence[Pa
         title: Models, data and number of rows; a line.
         paths: Where to; the suffix (`.svg`, `.png`) is the format.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         has_constraints = any(model.has_constraints for model in models)
         # One model's two panels stand side by side; several need the width.
         tops = [1.15] if len(models) == 1 else [0.5 + 0.35 * len(models)] * (1 + has_constraints)
         heights = [*tops, *[1.0] * len(models)]
         figure = Figure(figsize=(_WIDTH, 1.2 + 2.5 * sum(heights)), layout="constrained")
-        figure.suptitle("\n".join(("Where the response's attention goes", *wrap(title, 90))), fontsize=10.5)
+        figure.suptitle(
+            "\n".join(("Where the response's attention goes", *wrap(title, 90, break_on_hyphens=False))), fontsize=10.5
+        )
         # Strips of their own: long labels in one do not narrow the others.
         strips = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         is_beside = len(tops) == 1 and has_constraints
@@ -78,8 +68,7 @@ def draw_attention(models: Sequence[ModelShares], title: str, paths: Sequence[Pa
         strips[-1].legend(
             *lines.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS), frameon=False
         )
-        for path in paths:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        save_figure(figure, paths)
 
 
 def _draw_means(axes: Axes, models: Sequence[ModelShares]) -> None:
@@ -91,7 +80,7 @@ def _draw_means(axes: Axes, models: Sequence[ModelShares]) -> None:
         hatch = _HATCHES[i % len(_HATCHES)]
         colors = [_LINES[part]["color"] for part in PARTS]
         bars = axes.barh(place, mean, height, xerr=spread, color=colors, edgecolor="white", hatch=hatch)
-        bars.set_label(_short(model.name))
+        bars.set_label(short_name(model.name))
         for y, share, deviation in zip(place, mean, spread, strict=True):
             axes.annotate(f"{share:.1f}", (share + deviation, y), (3, 0), textcoords="offset points", va="center")
     axes.set_yticks(at, labels=PARTS)
@@ -110,7 +99,7 @@ def _draw_verdicts(axes: Axes, models: Sequence[ModelShares]) -> None:
     """Each constraint as a mark, their mean as a line."""
     labels: list[str] = []
     for model in models:
-        for verdict, name, marker, color in _VERDICTS:
+        for verdict, name, marker, color in VERDICTS:
             shares = [100 * x.share for _, x in model.constraints() if x.is_met is verdict]
             if not shares:
                 continue
@@ -119,7 +108,7 @@ def _draw_verdicts(axes: Axes, models: Sequence[ModelShares]) -> None:
             places = y + np.linspace(-0.25, 0.25, len(shares)) if len(shares) > 1 else [y]
             axes.scatter(shares, places, s=16, marker=marker, color=color, alpha=0.75, linewidths=0)
             axes.plot([np.mean(shares)] * 2, [y - 0.38, y + 0.38], color="black", linewidth=1.6)
-            whose = f"{_short(model.name)}: " if len(models) > 1 else ""
+            whose = f"{short_name(model.name)}: " if len(models) > 1 else ""
             labels.append(f"{whose}{name} ({len(shares)})")
     axes.set_yticks(range(len(labels)), labels=labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -135,7 +124,7 @@ def _draw_layers(axes: Axes, model: ModelShares) -> None:
         axes.plot(layers, [100 * x for x in shares], label=part, linewidth=1.5, **_LINES[part])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid()
-    axes.set(xlabel="layer", ylabel=_SHARE, title=f"{_short(model.name)}: by layer")
+    axes.set(xlabel="layer", ylabel=_SHARE, title=f"{short_name(model.name)}: by layer")
 
 
 def _draw_heads(figure: SubFigure, axes: Axes, model: ModelShares, part: int, most: float) -> None:
@@ -145,10 +134,10 @@ def _draw_heads(figure: SubFigure, axes: Axes, model: ModelShares, part: int, mo
     image = axes.imshow(shares, cmap="cividis", aspect="auto", vmin=0, vmax=most, extent=extent, interpolation="none")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set(xlabel="layer", ylabel="head", title=f"{_short(model.name)}: {PARTS[part]}, by layer and head")
+    axes.set(xlabel="layer", ylabel="head", title=f"{short_name(model.name)}: {PARTS[part]}, by layer and head")
     figure.colorbar(image, ax=axes, label="%")
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """The end of a long name: there a run's and a tuned model's names differ."""
     return name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}"

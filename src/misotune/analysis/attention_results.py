@@ -4,7 +4,9 @@ FOLDER/
     attention.json        settings, versions, and for every model means, layers, heads, verdicts and rows
     attention.csv         the shares, one line for each model, part, layer and head
     constraints.csv       one line for each model, row and constraint, with its verdict
-    attention.svg, .png   the picture
+    attention.svg, .png   the shares by part, layer and head
+    verdicts.svg, .png    where some constraints are met and others not: one constraint's share by verdict
+    index.html            all of it on one page
 """
 
 import csv
@@ -13,15 +15,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from misotune.analysis.attention_page import attention_page
 from misotune.analysis.attention_parts import PARTS
 from misotune.analysis.attention_plots import draw_attention
 from misotune.analysis.attention_summary import ModelShares
+from misotune.analysis.attention_verdict_plots import draw_verdicts
+from misotune.analysis.attention_verdicts import has_both_verdicts
+from misotune.analysis.page import write_page
 from misotune.storage import check_own_folder, whole_folder
 
 RESULT_FILE = "attention.json"
 SHARES_FILE = "attention.csv"
 CONSTRAINTS_FILE = "constraints.csv"
 PICTURES = ("attention.svg", "attention.png")
+VERDICT_PICTURES = ("verdicts.svg", "verdicts.png")
 
 
 def check_attention_folder(folder: Path) -> None:
@@ -33,7 +40,9 @@ def check_attention_folder(folder: Path) -> None:
     check_own_folder(folder, RESULT_FILE, "result of inspect attention")
 
 
-def write_attention(folder: Path, result: Mapping[str, Any], models: Sequence[ModelShares], title: str) -> None:
+def write_attention(
+    folder: Path, result: Mapping[str, Any], models: Sequence[ModelShares], title: str, command: str | None = None
+) -> None:
     """Writes the folder, beside its place first and renamed last, so that it is whole when it is there.
 
     Args:
@@ -41,6 +50,7 @@ def write_attention(folder: Path, result: Mapping[str, Any], models: Sequence[Mo
         result: The content of attention.json.
         models: What was measured.
         title: Models, data and number of rows: the picture's second line.
+        command: The command that gave the result, for the page; None: not known.
 
     Raises:
         UsageError: `folder` holds something else than an older result.
@@ -53,6 +63,11 @@ def write_attention(folder: Path, result: Mapping[str, Any], models: Sequence[Mo
         _write_shares(partial / SHARES_FILE, models)
         _write_constraints(partial / CONSTRAINTS_FILE, models)
         draw_attention(models, title, [partial / name for name in PICTURES])
+        drawn = [partial / PICTURES[0]]
+        if has_both_verdicts(models):
+            draw_verdicts(models, title, [partial / name for name in VERDICT_PICTURES])
+            drawn.append(partial / VERDICT_PICTURES[0])
+        write_page(partial, attention_page(models, title, drawn, result["num_left_out"]), result, command)
 
 
 def _write_shares(path: Path, models: Sequence[ModelShares]) -> None:

@@ -14,6 +14,7 @@ from misotune.analysis.attention_prompts import ParsedPrompt, read_prompts
 from misotune.analysis.attention_results import check_attention_folder, write_attention
 from misotune.analysis.attention_shares import part_shares, write_response
 from misotune.analysis.attention_summary import ConstraintShare, ModelShares, RowShares, sum_up
+from misotune.analysis.attention_verdicts import MEASURES, contrast
 from misotune.analysis.rows import STARTER
 from misotune.attention import check_model
 from misotune.errors import DataError, LayoutError, UsageError
@@ -64,6 +65,7 @@ def study_attention(
     settings: AttentionSettings,
     *,
     on_row: Callable[[str, int, int | None], None] = lambda name, done, total: None,
+    command: str | None = None,
 ) -> AttentionStudy:
     """Measures where the responses' attention goes in one or several models, and writes the result folder.
 
@@ -75,6 +77,7 @@ def study_attention(
         folder: The result folder; an older result is replaced.
         settings: What decides the study.
         on_row: Called with the model's name, the rows measured and all rows, None while they are not known.
+        command: The command line, for the page; None: not known.
 
     Raises:
         UsageError: Two models of one name, or `folder` holds something else.
@@ -107,8 +110,9 @@ def study_attention(
         "num_rows": num_rows,
         "num_left_out": num_read - num_rows,
         "models": [x.to_json() for x in models],
+        "verdicts": {x.name: {name: contrast(x, name).to_json() for name in MEASURES} for x in models},
     }
-    write_attention(folder, result, models, title)
+    write_attention(folder, result, models, title, command)
     return AttentionStudy(title, folder, tuple(models), result)
 
 

@@ -11,23 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from misotune.analysis.dependency_table import NUM_BINS, Dependency, histogram, share_above
+from misotune.report.figures import STYLE, save_figure
 
 # Okabe and Ito's colours, which readers with any colour vision tell apart; hatching tells them once more.
 _BELOW, _ABOVE, _LINE = "#56B4E9", "#D55E00", "#0072B2"
-
-# Text stays text in an SVG, and the same numbers give the same file.
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "misotune",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.6,
-}
 
 
 def draw_dependency(dependency: Dependency, title: str, paths: Sequence[Path]) -> None:
@@ -39,15 +26,14 @@ def draw_dependency(dependency: Dependency, title: str, paths: Sequence[Path]) -
         paths: Where to; the suffix (`.svg`, `.png`) is the format.
     """
     has_layers = len(dependency.layers) > 1
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context({**STYLE, "axes.grid": True}):
         figure = Figure(figsize=(6.8, 6.0 if has_layers else 3.6), layout="constrained")
         figure.suptitle(f"Context dependency of responses\n{title}", fontsize=10.5)
         grid = figure.add_gridspec(2 if has_layers else 1, 1)
         _draw_histogram(figure.add_subplot(grid[0, 0]), dependency)
         if has_layers:
             _draw_layers(figure.add_subplot(grid[1, 0]), dependency)
-        for path in paths:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        save_figure(figure, paths)
 
 
 def layers_in_words(layers: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ FOLDER/
     dependency.json         settings, summary, histogram, every response's score
     dependency.csv          the scores, one line for each response and layer
     dependency.svg, .png    the picture
+    index.html              all of it on one page
 """
 
 import csv
@@ -12,8 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from misotune.analysis.dependency_page import dependency_page
 from misotune.analysis.dependency_plots import draw_dependency
 from misotune.analysis.dependency_table import Dependency
+from misotune.analysis.page import write_page
 from misotune.storage import check_own_folder, whole_folder
 
 RESULT_FILE = "dependency.json"
@@ -30,7 +33,9 @@ def check_result_folder(folder: Path) -> None:
     check_own_folder(folder, RESULT_FILE, "result of inspect dependency")
 
 
-def write_result(folder: Path, result: Mapping[str, Any], dependency: Dependency, title: str) -> None:
+def write_result(
+    folder: Path, result: Mapping[str, Any], dependency: Dependency, title: str, command: str | None = None
+) -> None:
     """Writes the folder, beside its place first and renamed last, so that it is whole when it is there.
 
     Args:
@@ -38,6 +43,7 @@ def write_result(folder: Path, result: Mapping[str, Any], dependency: Dependency
         result: The content of dependency.json.
         dependency: The scores.
         title: The picture's second line.
+        command: The command that gave the result, for the page; None: not known.
 
     Raises:
         UsageError: `folder` holds something else than an older result.
@@ -49,6 +55,7 @@ def write_result(folder: Path, result: Mapping[str, Any], dependency: Dependency
         (partial / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
         _write_scores(partial / SCORES_FILE, dependency)
         draw_dependency(dependency, title, [partial / name for name in PICTURES])
+        write_page(partial, dependency_page(dependency, title, partial / PICTURES[0]), result, command)
 
 
 def _write_scores(path: Path, dependency: Dependency) -> None:

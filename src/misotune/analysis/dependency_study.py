@@ -69,6 +69,7 @@ def study_dependency(
     settings: DependencySettings,
     *,
     on_row: Callable[[int, int], None] = lambda done, total: None,
+    command: str | None = None,
 ) -> DependencyStudy:
     """Scores how much the responses of a dataset depend on what the user gave, and writes the result folder.
 
@@ -79,6 +80,7 @@ def study_dependency(
         folder: The result folder; an older result is replaced.
         settings: What decides the study.
         on_row: Called with the rows done and all rows.
+        command: The command line, for the page; None: not known.
 
     Raises:
         UsageError: A setting cannot be used, or `folder` holds something else.
@@ -114,7 +116,7 @@ def study_dependency(
         **dependency.to_json(),
     }
     title = f"{name}, {_rows_of(dependency, source)}"
-    write_result(folder, result, dependency, title)
+    write_result(folder, result, dependency, title, command)
     if settings.write is not None and settings.data is not None:
         write_column(settings.data, settings.write, dependency, _origin(result))
     return DependencyStudy(title, folder, dependency, result)

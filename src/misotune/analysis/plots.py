@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from misotune.analysis.dilution import MEASURED, Dilution
+from misotune.report.figures import STYLE, save_figure
 
 # Okabe and Ito's colours, which readers with any colour vision tell apart; markers and dashes tell them once more.
 _LINES: dict[str, dict[str, Any]] = {
@@ -22,19 +23,6 @@ _MEANS = "mean over layers, heads and output tokens; band: standard deviation ov
 _NUM_INPUTS = "number of inputs n"
 _SHARE = "share of attention (%)"
 
-# Text stays text in an SVG, and the same numbers give the same file.
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "misotune",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.6,
-}
-
 
 def draw_dilution(dilution: Dilution, title: str, paths: Sequence[Path]) -> None:
     """Draws the output's share of attention by number of inputs, and by layer, and writes it to files.
@@ -44,7 +32,7 @@ def draw_dilution(dilution: Dilution, title: str, paths: Sequence[Path]) -> None
         title: Model, data and number of rows; a line.
         paths: Where to; the suffix (`.svg`, `.png`) is the format.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context({**STYLE, "axes.grid": True}):
         figure = Figure(figsize=(8.2, 6.4), layout="constrained")
         figure.suptitle(f"The output's share of attention\n{title}", fontsize=10.5)
         grid = figure.add_gridspec(2, 3, height_ratios=[1.15, 1])
@@ -62,8 +50,7 @@ def draw_dilution(dilution: Dilution, title: str, paths: Sequence[Path]) -> None
         first.set_ylim(0, 100)
         handles, labels = first.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        for path in paths:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        save_figure(figure, paths)
 
 
 def _draw_means(axes: Axes, dilution: Dilution) -> None:
@@ -76,6 +63,7 @@ def _draw_means(axes: Axes, dilution: Dilution) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(dilution.counts, labels=[str(n) for n in dilution.counts])
     axes.minorticks_off()
+    axes.margins(y=0.12)
     axes.set_ylim(bottom=0)
     axes.set(xlabel=_NUM_INPUTS, ylabel=_SHARE, title=_MEANS)
     axes.legend(frameon=False, loc="best")

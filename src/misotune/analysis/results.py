@@ -4,6 +4,7 @@ FOLDER/
     dilution.json         settings, rows, shares by weighting, number of inputs and layer; fluency, where measured
     dilution.csv          the shares, one line for each weighting, number of inputs and layer
     dilution.svg, .png    the picture
+    index.html            all of it on one page
     continuations.jsonl   the texts, one a line, where they were asked for
 """
 
@@ -14,8 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from misotune.analysis.continuations import Continuation
+from misotune.analysis.continuations import Continuation, fluency
 from misotune.analysis.dilution import Dilution
+from misotune.analysis.dilution_page import dilution_page
+from misotune.analysis.page import write_page
 from misotune.analysis.plots import draw_dilution
 from misotune.storage import check_own_folder, whole_folder
 
@@ -35,7 +38,12 @@ def check_result_folder(folder: Path) -> None:
 
 
 def write_result(
-    folder: Path, result: Mapping[str, Any], dilution: Dilution, texts: Sequence[Continuation], title: str
+    folder: Path,
+    result: Mapping[str, Any],
+    dilution: Dilution,
+    texts: Sequence[Continuation],
+    title: str,
+    command: str | None = None,
 ) -> None:
     """Writes the folder, beside its place first and renamed last, so that it is whole when it is there.
 
@@ -45,6 +53,7 @@ def write_result(
         dilution: The shares.
         texts: The continuations; none: no file of them.
         title: The picture's second line.
+        command: The command that gave the result, for the page; None: not known.
 
     Raises:
         UsageError: `folder` holds something else than an older result.
@@ -59,6 +68,7 @@ def write_result(
         if texts:
             lines = (json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts)
             (partial / TEXTS_FILE).write_text("".join(lines), encoding="utf-8")
+        write_page(partial, dilution_page(dilution, fluency(texts), title, partial / PICTURES[0]), result, command)
 
 
 def _write_shares(path: Path, dilution: Dilution) -> None:

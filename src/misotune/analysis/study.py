@@ -69,6 +69,7 @@ def study_dilution(
     *,
     on_row: Callable[[int, int], None] = lambda done, total: None,
     on_text: Callable[[Continuation], None] = lambda text: None,
+    command: str | None = None,
 ) -> DilutionStudy:
     """Measures the output's share of attention in a model, and writes the result folder.
 
@@ -80,6 +81,7 @@ def study_dilution(
         settings: What decides the study.
         on_row: Called with the rows measured and all rows.
         on_text: Called with each text that the model wrote.
+        command: The command line, for the page; None: not known.
 
     Raises:
         UsageError: A setting is out of range, or `folder` holds something else.
@@ -115,7 +117,7 @@ def study_dilution(
         "data": rows.to_json(),
     }
     title = f"{name}, {_inputs_of(rows, settings)}"
-    write_result(folder, result, dilution, texts, title)
+    write_result(folder, result, dilution, texts, title, command)
     return DilutionStudy(title, folder, rows, dilution, fluencies, result)
 
 

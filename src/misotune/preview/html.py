@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from misotune.errors import UsageError
@@ -12,6 +11,7 @@ from misotune.preview.rows import Run, Segment, Token
 from misotune.preview.statistics import LENGTHS, Statistics, histogram, summarize
 from misotune.preview.svg import attention_picture, bins_picture, counts_picture
 from misotune.preview.tokens import PART_SIGN, visible
+from misotune.report.html import page_template
 
 _HERE = Path(__file__).parent
 
@@ -43,12 +43,12 @@ def render_page(preview: Preview, *, full: bool = False) -> str:
         preview: What it shows.
         full: Show long texts whole.
     """
-    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
+    template, css = page_template(_HERE, _HERE / "page.css")
     found = preview.statistics
-    return environment.get_template("page.html.jinja").render(
+    return template.render(
         preview=preview,
         found=found,
-        css=Markup((_HERE / "page.css").read_text(encoding="utf-8").strip()),
+        css=css,
         names=LENGTHS,
         shares=summarize(found.trained_shares) if found.num_samples else (),
         pictures=_histograms(found) if found.num_samples else (),

@@ -5,15 +5,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from misotune.report.chart import NUM_COLORS, chart, legend
+from misotune.report.html import PAGE_STYLE, page_template
 from misotune.report.reading import RunRecord, read_run
 from misotune.report.series import Curve, make_curve, quantile
 from misotune.report.words import MISSING, duration, facts, number, size
@@ -22,7 +21,6 @@ from misotune.storage import write_whole
 
 RENEW_EVERY_S = 30
 
-_HERE = Path(__file__).parent
 _KIND_TITLES = {"source": "loss by source", "role": "loss by role of the input", "inputs": "loss by number of inputs"}
 # What has a place of its own on the page.
 _NOT_IN_THE_PLAN_TABLE = ("data", "memory", "disk", "name")
@@ -61,7 +59,7 @@ def render_report(record: RunRecord, now: datetime, *, is_running: bool | None =
         now: The time that the page bears.
         is_running: Whether the run goes on just now; None: not known.
     """
-    template, css = _template()
+    template, css = page_template(PAGE_STYLE.parent, PAGE_STYLE)
     kinds = {kind: group_rows(record, kind) for kind in record.kinds}
     return template.render(
         record=record,
@@ -85,14 +83,6 @@ def render_report(record: RunRecord, now: datetime, *, is_running: bool | None =
         older=record.events[-_NEWEST_EVENTS - 1 : -_MOST_EVENTS - 1 : -1],
         number=number,
     )
-
-
-@cache
-def _template() -> tuple[Template, Markup]:
-    """Returns the template and the style; read once, so that an update of misotune does not change a run's."""
-    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
-    css = Markup((_HERE / "page.css").read_text(encoding="utf-8").strip())
-    return environment.get_template("page.html.jinja"), css
 
 
 def group_rows(record: RunRecord, kind: str) -> list[tuple[str, str, str, str, str]]:

@@ -1,13 +1,8 @@
 """A comparison on one self-contained HTML page: no script, no request to anywhere, light and dark."""
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from misotune.evaluation.comparison import words
 from misotune.evaluation.comparison.compare import Comparison
@@ -15,12 +10,12 @@ from misotune.evaluation.comparison.difference import Difference, verdict
 from misotune.evaluation.comparison.metrics import Sample
 from misotune.evaluation.comparison.statistics import NUM_RESAMPLES, SEED
 from misotune.report.figure_names import figure_name
+from misotune.report.html import PAGE_STYLE, PLOTS_STYLE, inline_svg, page_template
 
 # Wins and losses shown with their texts, each: a page of some thousand responses opens slowly.
 MOST_SHOWN = 200
 
 _HERE = Path(__file__).parent
-_ID = re.compile(r'(\bid="|url\(#|href="#)')
 
 
 def render_page(comparison: Comparison, pictures: Mapping[str, str], now: datetime | None = None) -> str:
@@ -31,12 +26,11 @@ def render_page(comparison: Comparison, pictures: Mapping[str, str], now: dateti
         pictures: The pictures as SVG files hold them, by what they show.
         now: The time that the page bears; None for now.
     """
-    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
-    style = [resources.files("misotune.report") / "page.css", _HERE / "page.css"]
-    return environment.get_template("page.html.jinja").render(
+    template, css = page_template(_HERE, PAGE_STYLE, PLOTS_STYLE, _HERE / "page.css")
+    return template.render(
         comparison=comparison,
         names=words.lettered_names(comparison.results),
-        css=Markup("\n".join(file.read_text(encoding="utf-8").strip() for file in style)),
+        css=css,
         pictures={label: inline_svg(text, f"p{at}") for at, (label, text) in enumerate(pictures.items())},
         now=(now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
         most_shown=MOST_SHOWN,
@@ -48,17 +42,6 @@ def render_page(comparison: Comparison, pictures: Mapping[str, str], now: dateti
         by_metric=by_metric,
         marks=marks,
     )
-
-
-def inline_svg(text: str, prefix: str) -> Markup:
-    """Returns the `svg` element of a file of matplotlib's, which escapes texts, for a place inside a page.
-
-    Args:
-        text: The file.
-        prefix: What every id in it begins with, so that no two pictures of a page share one.
-    """
-    element = text[text.index("<svg") :]
-    return Markup(_ID.sub(lambda match: f"{match[1]}{prefix}-", element))
 
 
 def by_metric(table: Sequence[Difference]) -> dict[str, list[Difference]]:

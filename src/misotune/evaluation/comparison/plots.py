@@ -12,6 +12,7 @@ from misotune.evaluation.comparison.compare import Comparison
 from misotune.evaluation.comparison.difference import Difference
 from misotune.evaluation.comparison.words import lettered_names
 from misotune.report.figure_names import figure_name
+from misotune.report.figures import STYLE, save_figure
 
 # Okabe and Ito's colours, which readers with any colour vision tell apart, for the results behind the first, which is
 # grey; markers and hatches tell them once more.
@@ -22,23 +23,6 @@ _HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++")
 _WIDTH = 8.2
 _LINE_HEIGHT = 0.24  # inches, of one line of text
 _MARGINS = 1.3  # inches, of title and axis
-
-# Text stays text in an SVG, and the same numbers give the same file.
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "misotune",
-    # Names of models and tasks are not formulas, whatever dollars they hold.
-    "text.parse_math": False,
-    "font.size": 9,
-    "hatch.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.35,
-    "grid.linewidth": 0.6,
-}
-# A page takes the SVG in, and asks no other site what a "dc:type" is.
-_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 # A line of a picture: which figure of which prompts.
 _Place = tuple[str, str]
@@ -149,7 +133,7 @@ def _save(
     """Makes the figure, has it drawn on, and writes it; `row_height` is in lines of text."""
     num_results = len(comparison.results)
     height = _LINE_HEIGHT * (len(rows) * row_height + num_results) + _MARGINS
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         figure.suptitle(f"{title}\n{comparison.task}, {_prompts(comparison)}", fontsize=10.5)
         axes = figure.add_subplot()
@@ -159,8 +143,7 @@ def _save(
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="x")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False)
-        for path in paths:
-            figure.savefig(path, dpi=150, metadata=_NO_METADATA if path.suffix == ".svg" else None)
+        save_figure(figure, paths)
 
 
 def _prompts(comparison: Comparison) -> str:
