@@ -9,7 +9,7 @@ The per-call facts travel as a keyword argument of `model.forward`, which transf
 # transformers' own functions are typed in part.
 # pyright: reportUnknownMemberType=false
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,8 @@ def register_steered() -> None:
     """Makes `attn_implementation="steered"` known to transformers; calling it again changes nothing."""
     AttentionInterface.register(STEERED_NAME, _steered_forward)
     # Where it leaves the mask out, all keys up to the query's own are read: `_steered_forward` sees to that.
-    AttentionMaskInterface.register(STEERED_NAME, AttentionMaskInterface()["sdpa"])
+    stock: Any = AttentionMaskInterface()["sdpa"]
+    AttentionMaskInterface.register(STEERED_NAME, stock)
 
 
 def check_steering(config: PretrainedConfig, steering: Steering) -> None:
@@ -53,7 +54,7 @@ def check_steering(config: PretrainedConfig, steering: Steering) -> None:
 
 
 @contextmanager
-def steered_attention(model: Any, steering: Steering) -> Iterator[None]:
+def steered_attention(model: Any, steering: Steering) -> Generator[None]:
     """Runs a model with steered attention, and gives it its own back; each forward call needs `steer`.
 
     Raises:
@@ -67,7 +68,7 @@ def steered_attention(model: Any, steering: Steering) -> Iterator[None]:
 
 
 @contextmanager
-def steered_generation(model: Any, steering: Steering, is_user: Bool[Tensor, "B S"]) -> Iterator[None]:
+def steered_generation(model: Any, steering: Steering, is_user: Bool[Tensor, "B S"]) -> Generator[None]:
     """Steers all that `model.generate` computes for a batch; prompts are padded on the left, B rows of S columns.
 
     Raises:
@@ -110,11 +111,13 @@ def _steered_forward(
         raise UnsupportedModelError(
             f"{type(module).__name__} {_CANNOT}: its attention has sinks, position biases or dropout"
         )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = float(query.shape[-1] ** -0.5) if scaling is None else scaling
+    stock: Any = AttentionInterface()["sdpa"]
     is_reached = steer.steering.reaches(int(getattr(module, "layer_idx", -1)))
     if not is_reached and softcap is None:
-        return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, scaling=scale, **options)
-    log_factors = _by_head(steer, query.shape[1], key.shape[2]) if is_reached else _NOTHING.to(query.device)
+        return stock(module, query, key, value, attention_mask, scaling=scale, **options)
+    log_factors = _by_head(steer, query.shape[1], key.shape[2]) if is_reached else _NOTHING
+    log_factors = log_factors.to(query.device, torch.promote_types(query.dtype, torch.float32))
     is_causal = options.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     out = torch.empty(
@@ -134,7 +137,7 @@ def _steered_forward(
             out[rows, tokens] = _attend(q, k, v, added, scale, softcap)
         else:
             bias = added.clamp(min=torch.finfo(q.dtype).min).to(q.dtype).expand(len(q), -1, q.shape[2], -1)
-            out[rows, tokens] = AttentionInterface()["sdpa"](module, q, k, v, bias, scaling=scale)[0]
+            out[rows, tokens] = stock(module, q, k, v, bias, scaling=scale)[0]
     return out, None
 
 
@@ -183,13 +186,14 @@ def _attend(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
     v: Float[Tensor, "B K S E"],
-    added: Float[Tensor, "B H T S"],
+    added: Float[Tensor, "#B #H T S"],
     scale: float,
     softcap: float,
 ) -> Float[Tensor, "B T H E"]:
     """Returns softmax(softcap(scores) + added) v; query head h reads key head h // (H / K)."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    q, keys, values = q.unflatten(1, (k.shape[1], -1)).to(dtype), k.to(dtype), v.to(dtype)
-    scores = torch.einsum("bkgtd,bksd->bkgts", q, keys).flatten(1, 2) * scale
-    weights = (softcap * torch.tanh(scores / softcap) + added).softmax(dim=-1).unflatten(1, (k.shape[1], -1))
-    return torch.einsum("bkgts,bksd->btkgd", weights, values).flatten(2, 3).to(v.dtype)
+    shape = len(q), k.shape[1], -1, q.shape[2]
+    grouped, keys, values = q.reshape(*shape, q.shape[3]).to(dtype), k.to(dtype), v.to(dtype)
+    scores = torch.einsum("bkgtd,bksd->bkgts", grouped, keys).flatten(1, 2) * scale
+    weights = (softcap * torch.tanh(scores / softcap) + added).softmax(dim=-1)
+    return torch.einsum("bkgts,bksd->btkgd", weights.view(*shape, k.shape[2]), values).flatten(2, 3).to(v.dtype)

@@ -1,6 +1,6 @@
 """Runs a model with another attention than its own for a while."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,7 +8,7 @@ from misotune.errors import UnsupportedModelError
 
 
 @contextmanager
-def attention_of(model: Any, name: str, what: str) -> Iterator[None]:
+def attention_of(model: Any, name: str, what: str) -> Generator[None]:
     """Runs a model with an attention that transformers knows by `name`, and gives it its own back.
 
     Args:
