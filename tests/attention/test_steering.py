@@ -50,8 +50,8 @@ STEERINGS = {
     "one-layer-one-head": Steering(0.1, layers=(2,), heads=(4,)),
 }
 LENGTHS = (14, 9, 11)
-# log(alpha) is kept in float32.
-CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+# log(alpha) is kept in float32, and each layer carries its rounding on.
+CLOSE = {"rtol": 1e-6, "atol": 5e-6}
 
 
 def literal(module, query, key, value, attention_mask, scaling=None, softcap=None, **options):
