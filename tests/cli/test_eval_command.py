@@ -275,8 +275,8 @@ def test_a_steered_model_is_scored_apart_and_says_so(misotune_eval, tiny_model_d
 
     from misotune.evaluation.comparison.compare import compare_results
 
-    notes = " ".join(compare_results([plain, steered]).to_json()["notes"])
-    assert "steer none and 0.5, steer_layers none and 2" in notes
+    told = json.dumps(compare_results([plain, steered]).to_json())
+    assert "steer none and 0.5, steer_layers none and 2" in told
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,16 @@ Steer = Annotated[
 SteerLayers = Annotated[
     str | None,
     typer.Option(
-        metavar="N,N-N", help="In these layers alone, counted from 1. (default: all)", rich_help_panel=_STEERING
+        metavar="N,N,...",
+        help="In these layers alone, counted from 1, such as 1,4-8. (default: all)",
+        rich_help_panel=_STEERING,
     ),
 ]
 SteerHeads = Annotated[
     str | None,
     typer.Option(
-        metavar="N,N-N",
-        help="In these query heads of each layer alone, counted from 1. (default: all)",
+        metavar="N,N,...",
+        help="In these query heads of each layer alone, counted from 1, such as 1,4-8. (default: all)",
         rich_help_panel=_STEERING,
     ),
 ]
