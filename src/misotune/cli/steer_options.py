@@ -23,7 +23,7 @@ Steer = Annotated[
 SteerLayers = Annotated[
     str | None,
     typer.Option(
-        metavar="N,N,...",
+        metavar="LAYER,...",
         help="In these layers alone, counted from 1, such as 1,4-8. (default: all)",
         rich_help_panel=_STEERING,
     ),
@@ -31,7 +31,7 @@ SteerLayers = Annotated[
 SteerHeads = Annotated[
     str | None,
     typer.Option(
-        metavar="N,N,...",
+        metavar="HEAD,...",
         help="In these query heads of each layer alone, counted from 1, such as 1,4-8. (default: all)",
         rich_help_panel=_STEERING,
     ),
