@@ -102,7 +102,7 @@ def test_a_tokenizer_that_knows_no_places_is_refused(tokenizer, monkeypatch):
     def slow(*args, **kwargs):
         raise NotImplementedError
 
-    monkeypatch.setattr(reader, "_tokenizer", slow)
+    monkeypatch.setattr(reader._tokens, "_tokenizer", slow)
     slow.name_or_path = "old"
     with pytest.raises(UsageError, match=r"the tokenizer of old cannot say where its tokens lie in a text; name a"):
         list(reader.read([make_sample("u:a")]))

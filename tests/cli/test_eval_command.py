@@ -254,3 +254,43 @@ def test_a_task_that_was_whole_before_the_interruption_is_not_generated_again(
     assert "starter: 2 of 2 responses kept" in result.stderr
     assert "ifeval: 1 of 2 responses kept" in result.stderr or "ifeval: 2 of 2 responses kept" in result.stderr
     assert "kept" not in misotune_eval(*arguments).stderr
+
+
+def test_a_steered_model_is_scored_apart_and_says_so(misotune_eval, tiny_model_dir, tmp_path):
+    (tmp_path / "essays.txt").write_text("Plain words stand here. " * 200)
+    needle = (
+        "needle", "--data", "essays.txt", "--model", tiny_model_dir, "--needle-lengths", 2, "--needle-depths", 2,
+        "--needle-max-length", 300, "--max-new-tokens", 2,
+    )  # fmt: skip
+    assert misotune_eval(*needle).exit_code == 0
+    result = misotune_eval(*needle, "--steer", 0.5, "--steer-layers", 2)
+    assert result.exit_code == 0, result.output
+    root = tmp_path / "scores" / tiny_model_dir.name
+    plain, steered = root / "needle", root / "steer-0.5-layers-2" / "needle"
+    settings = json.loads((steered / "scores.json").read_text())["settings"]
+    assert (settings["steer"], settings["steer_layers"]) == (0.5, "2")
+    assert "steered by 0.5, layers 2" in result.stdout
+    assert "steered by 0.5, layers 2" in next(steered.glob("*.svg")).read_text()
+    assert "steered" not in next(plain.glob("*.svg")).read_text()
+
+    from misotune.evaluation.comparison.compare import compare_results
+
+    told = json.dumps(compare_results([plain, steered]).to_json())
+    assert "steer none and 0.5, steer_layers none and 2" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ifeval", "--steer", "0.9", "--responses", "responses.jsonl"], "made elsewhere; leave out --steer"),
+        (["ifeval", "--steer", "0.9", "--endpoint", "http://127.0.0.1:1"], "cannot be steered from here; leave out"),
+        (["gsm8k", "--steer", "0.9"], "'gsm8k' is lm-eval's, and only misotune's own tasks can be steered"),
+        (["ifeval", "--steer", "0.9", "--base"], "--base compares models as they are; leave out --steer"),
+        (["ifeval", "--steer", "95"], "--steer 95: a number above 0 and at most 1"),
+        (["ifeval", "--steer", "0.9", "--steer-heads", "x"], "--steer-heads x: numbers from 1 on"),
+        (["ifeval", "--steer-layers", "1"], "--steer-layers belongs to --steer ALPHA"),
+    ],
+)
+def test_steering_where_it_cannot_be_is_refused(misotune_eval, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        misotune_eval(*arguments)

@@ -133,3 +133,14 @@ def test_a_missing_model_is_named(misotune_generate):
 def test_a_response_that_does_not_fit_the_context_is_refused(misotune_generate, tiny_model_dir):
     with pytest.raises(RunError, match=r"exceed the model's context of 4096: lower max_new_tokens to \d+"):
         misotune_generate(tiny_model_dir, "--input", "Why?", "--max-new-tokens", 5000)
+
+
+def test_a_steered_response_says_so(misotune_generate, tiny_model_dir):
+    from misotune.attention.steering import Steering
+
+    steer = ("--steer", 0.01, "--steer-heads", "1-3")
+    content = json.loads(misotune_generate(tiny_model_dir, *TWO, "--json", *steer).stdout)
+    assert content["text"] == response(tiny_model_dir, steering=Steering(0.01, heads=(1, 2, 3))).text
+    assert (content["steer"], content["steer_heads"]) == (0.01, "1-3")
+    told = misotune_generate(tiny_model_dir, *TWO, *steer).stderr
+    assert "attention to tokens other than the user's scaled by 0.01, heads 1-3" in told

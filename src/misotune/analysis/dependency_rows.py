@@ -2,24 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misotune.analysis.rows import STARTER, starter_samples
 from misotune.data.dataset import open_dataset
-from misotune.errors import DataError, LayoutError, UsageError
+from misotune.errors import DataError, LayoutError
 from misotune.layout import ChatTemplate
+from misotune.layout.user_tokens import MessageTokens
 from misotune.samples import Sample
 
 Message = Mapping[str, str]
-
-# What stands in a message's place to find where the template puts its text.
-_PROBE = "MisotuneProbe7391"
-_LINE_BREAKS = frozenset("\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +98,8 @@ class ConversationReader:
     """
 
     def __init__(self, template: ChatTemplate, max_length: int) -> None:
-        self._template = template
-        self._tokenizer = template.tokenizer
+        self._tokens = MessageTokens(template)
         self._max_length = max_length
-        self._line_breaks: dict[int, bool] = {}
 
     def read(self, samples: Sequence[Sample]) -> Iterator[Conversation | None]:
         """Yields each row's tokens; None: it cannot be laid out, or has nothing to score."""
@@ -118,15 +111,11 @@ class ConversationReader:
 
     def _conversation(self, number: int, sample: Sample) -> Conversation | None:
         messages = conversation_of(sample)
-        text = self._template.render(messages, add_generation_prompt=False)
-        spans = [self._text_span(messages, i, text) for i in range(len(messages))]
-        ids, offsets = self._encode(messages, text)
-        counts = np.array([self._is_counted(token) for token in ids])
-        within = [(offsets[:, 0] < end) & (offsets[:, 1] > start) & counts for start, end in spans]
+        ids, within = self._tokens.find(messages, add_generation_prompt=False)
         is_user = np.zeros(len(ids), dtype=bool)
-        for message, places in zip(messages, within, strict=True):
+        for index, message in enumerate(messages):
             if message["role"] == "user":
-                is_user |= places
+                is_user |= within[index]
         turns = scored_turns(sample, messages)
         responses: list[ResponseTokens] = []
         texts: list[str] = []
@@ -143,37 +132,6 @@ class ConversationReader:
         return Conversation(
             number, sample.id, ids[:length], is_user[:length], tuple(responses), len(turns), tuple(texts)
         )
-
-    def _text_span(self, messages: Sequence[Message], index: int, text: str) -> tuple[int, int]:
-        """Returns where a message's text stands in the rendered conversation; a template may strip it."""
-        message = messages[index]
-        probed = [*messages[:index], {**message, "content": _PROBE}, *messages[index + 1 :]]
-        start = self._template.render(probed, add_generation_prompt=False).find(_PROBE)
-        for content in (message["content"], message["content"].strip()):
-            if start >= 0 and text.startswith(content, start):
-                return start, start + len(content)
-        raise LayoutError(f"the chat template does not hold the text of message {index + 1} as it is")
-
-    def _encode(self, messages: Sequence[Message], text: str) -> tuple[list[int], NDArray[np.int64]]:
-        ids = self._template.encode(messages, add_generation_prompt=False)
-        try:
-            offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        except NotImplementedError as error:
-            raise UsageError(
-                f"the tokenizer of {self._tokenizer.name_or_path} cannot say where its tokens lie in a text; "
-                "name a model with a fast tokenizer (tokenizer.json)"
-            ) from error
-        return ids, np.array(offsets, dtype=np.int64).reshape(len(ids), 2)
-
-    def _is_counted(self, token: int) -> bool:
-        if token not in self._line_breaks:
-            text = self._tokenizer.decode([token])
-            self._line_breaks[token] = bool(text) and _LINE_BREAKS.issuperset(text)
-        return not self._line_breaks[token] and token not in self._ends
-
-    @cached_property
-    def _ends(self) -> frozenset[Any]:
-        return frozenset((self._tokenizer.bos_token_id, self._tokenizer.eos_token_id))
 
 
 def conversation_of(sample: Sample) -> list[Message]:

@@ -24,6 +24,7 @@ from misotune.attention.fused import miso_attention
 from misotune.attention.kernels import select_kernel
 from misotune.attention.plan import RowPlan, plan_row
 from misotune.attention.spans import PackedLayout
+from misotune.attention.steering import SteerArguments, add_columns, refuse_softcap
 from misotune.errors import UnsupportedModelError
 
 ATTENTION_NAME = "miso"
@@ -68,11 +69,13 @@ class MisoArguments:
         layout: Where each sample's inputs and output lie in the row.
         weighting: How the n attention results are fused: `uniform`, `fixed`, `fid` or `vanilla`.
         kernel: `auto`, `flash`, `eager` or `reference`.
+        steer: Scales attention to tokens of the row that are not the user's, in each pair on its own; None: nothing.
     """
 
     layout: PackedLayout
     weighting: str = "uniform"
     kernel: str = "auto"
+    steer: SteerArguments | None = None
     _plans: dict[tuple[int, int | None], RowPlan] = field(
         default_factory=dict[tuple[int, int | None], RowPlan], repr=False, compare=False
     )
@@ -123,6 +126,11 @@ def _type_reasons(*model_types: str) -> Iterator[str]:
     for name in dict.fromkeys(model_types):
         if name in _INEXACT_TYPES:
             yield _INEXACT_TYPES[name]
+
+
+def has_sinks(config: PretrainedConfig) -> bool:
+    """Returns whether a model's attention has sinks: numbers that take part in each softmax, and are no keys."""
+    return _SINKS in _type_reasons(config.model_type, config.get_text_config(decoder=True).model_type)
 
 
 def _position_reasons(config: PretrainedConfig, max_length: int | None) -> Iterator[str]:
@@ -245,16 +253,21 @@ def _attention_forward(
     # Under autocast, rotary embeddings leave queries and keys in float32 beside values in bfloat16.
     if torch.is_autocast_enabled(query.device.type):
         query, key = query.to(value.dtype), key.to(value.dtype)
+    scale = float(query.shape[-1] ** -0.5) if scaling is None else scaling
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if miso.steer is not None and miso.steer.steering.reaches(int(getattr(module, "layer_idx", -1))):
+        refuse_softcap(softcap)
+        q, k = add_columns(q, k, miso.steer, scale)
     # Zeros behind a head change neither scores nor results: kernels take one head size (MLA has two).
-    head_size = max(query.shape[-1], value.shape[-1])
-    q, k, v = (_padded(x[0].transpose(0, 1), head_size) for x in (query, key, value))
+    head_size = max(q.shape[-1], v.shape[-1])
+    q, k, v = (_padded(x, head_size) for x in (q, k, v))
     out = miso_attention(
         q,
         k,
         v,
         miso.layout,
         weighting=miso.weighting,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        scale=scale,
         window=sliding_window,
         softcap=softcap,
         kernel=miso.kernel,

@@ -14,6 +14,7 @@ from misotune.cli.eval_checks import check_files, check_options, tasks_of
 from misotune.cli.eval_model import LocalModel, find_source, open_server
 from misotune.cli.eval_run import Asking, discard, score_base
 from misotune.cli.eval_tables import print_json, print_tables
+from misotune.cli.steer_options import Steer, SteerHeads, SteerLayers, steering_of
 from misotune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def evaluate(
     needle_min_length: options.NeedleMinLength = 200,
     needle_max_length: options.NeedleMaxLength = None,
     tokenizer: options.Tokenizer = None,
+    steer: Steer = None,
+    steer_layers: SteerLayers = None,
+    steer_heads: SteerHeads = None,
 ) -> None:
     """Score a model on one task or several.
 
@@ -78,6 +82,7 @@ def evaluate(
     names = tasks_of(tasks, flatten=flatten)
     check_files(names, data, responses)
     check_options(names, given)
+    steering = steering_of(steer, steer_layers, steer_heads)
     chosen_language = _language(language)
     _check_names(names, include_path)
     server = None if endpoint is None else open_server(endpoint, model, api_key_env, concurrency)
@@ -119,16 +124,25 @@ def evaluate(
         assert responses is not None
         _show(_score_responses(responses, ready, folders), None, compare or [], as_json=as_json)
         return
-    places = [folder or source.result_folder(task.name) for task, folder in zip(ready, folders, strict=True)]
+    variant = None if steering is None else steering.label
+    places = [folder or source.result_folder(task.name, variant) for task, folder in zip(ready, folders, strict=True)]
     _check_folders(places, fresh)
     asking = Asking(messages, harness_options, max_new_tokens)
-    opened = LocalModel(source, messages, dtype=dtype or "auto", batch_size=batch_size, num_processes=num_processes)
+    opened = LocalModel(
+        source,
+        messages,
+        dtype=dtype or "auto",
+        batch_size=batch_size,
+        num_processes=num_processes,
+        steering=steering,
+    )
     with opened if server is None else nullcontext(server) as answering:
         found = asking.score_all(source, answering, ready, places)
     if base_source is not None:
         score_base(asking, source, base_source, ready, found, batch_size, num_processes)
     discard(places)  # only now: the same command would not ask the first task's prompts again
-    _show(found, source if out is None else None, compare or [], as_json=as_json)
+    # A run and its base model are compared as they are.
+    _show(found, source if out is None and steering is None else None, compare or [], as_json=as_json)
 
 
 def _check_names(names: Sequence[str], include_path: Path | None) -> None:

@@ -58,11 +58,13 @@ def check_options(tasks: Sequence[str], given: Mapping[str, object]) -> None:
             "--responses scores texts made elsewhere",
             *("model", "base", "max_new_tokens", "batch_size", "num_processes", "dtype", "fresh"),
             *("endpoint", "api_key_env", "concurrency"),
+            "steer",
         )
         if foreign:
             raise UsageError(f"--responses: {foreign[0]!r} is none of misotune's tasks, and lm-eval's ask a model")
     elif is_served:
         refuse("the server at --endpoint decides that", "batch_size", "num_processes", "dtype")
+        refuse("a server's model cannot be steered from here", "steer")
         refuse(
             "--base loads the run and the model it started from on this machine", *(["endpoint"] * bool(given["base"]))
         )
@@ -70,6 +72,9 @@ def check_options(tasks: Sequence[str], given: Mapping[str, object]) -> None:
         refuse("only --endpoint URL has a use for it", "api_key_env", "concurrency")
     if given["base"]:
         refuse("--base keeps the scores in the run", "out")
+        refuse("--base compares models as they are", "steer")
+    if foreign:
+        refuse(f"{foreign[0]!r} is lm-eval's, and only misotune's own tasks can be steered", "steer")
     if "complexbench" not in tasks:
         judges = [name for name in given if name.startswith("judge_")]
         refuse("only the task complexbench has a judge", *judges)

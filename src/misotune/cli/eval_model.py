@@ -11,6 +11,7 @@ from misotune.errors import UsageError
 from misotune.runs import newest_finished_run
 
 if TYPE_CHECKING:
+    from misotune.attention.steering import Steering
     from misotune.evaluation.backends.base import Backend
     from misotune.evaluation.backends.chat_model import ChatModel
     from misotune.evaluation.models import ModelSource
@@ -54,6 +55,7 @@ class LocalModel:
         dtype: `auto`, `bfloat16` or `float32`.
         batch_size: Prompts at once; None: chosen.
         num_processes: None: one for each device.
+        steering: How its attention is steered on misotune's own tasks; None: it is not.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class LocalModel:
         dtype: str,
         batch_size: int | None = None,
         num_processes: int | None = None,
+        steering: "Steering | None" = None,
     ) -> None:
         self._source = source
         self._messages = messages
         self._dtype = dtype
         self._batch_size = batch_size
         self._num_processes = num_processes
+        self._steering = steering
         self._open = ExitStack()
         self._backend: Backend | None = None
         self._chat_model: ChatModel | None = None
@@ -96,6 +100,7 @@ class LocalModel:
                 num_processes=self._num_processes,
                 revision=self._source.revision,
                 tokenizer=self._source.tokenizer,
+                steering=self._steering,
             )
             self._backend = self._open.enter_context(opened)
         return self._backend

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from misotune.cli import completion
 from misotune.cli.run_names import named_path
+from misotune.cli.steer_options import Steer, SteerHeads, SteerLayers, steering_of
 from misotune.errors import UsageError
 from misotune.runs import newest_finished_run
 
@@ -78,6 +79,9 @@ def generate(
     dtype: _Dtype = "auto",
     as_json: _AsJson = False,
     offline: _Offline = False,
+    steer: Steer = None,
+    steer_layers: SteerLayers = None,
+    steer_heads: SteerHeads = None,
 ) -> None:
     """Write one response to several inputs, each read on its own.
 
@@ -89,6 +93,7 @@ def generate(
     if not texts:
         raise UsageError("nothing to answer; give --input TEXT or --input-file FILE, once for each input")
     numbers = _parse_weights(weights)
+    steering = steering_of(steer, steer_layers, steer_heads)
     weighting = weighting or ("fixed" if numbers else "uniform")
     messages = Console(stderr=True, soft_wrap=True, highlight=False)
     source = _find_source(model, messages)
@@ -112,12 +117,15 @@ def generate(
         "do_sample": temperature > 0,
         **({"temperature": temperature} if temperature > 0 else {}),
     }
-    found, elapsed_s = _generate(source, texts, settings, seed=seed, dtype=dtype, shows_text=not as_json)
+    found, elapsed_s = _generate(
+        source, texts, {**settings, "steering": steering}, seed=seed, dtype=dtype, shows_text=not as_json
+    )
     if as_json:
         content = {"model": source.name, **_to_json(found), **settings, "seed": seed}
+        content |= {} if steering is None else steering.settings
         sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     else:
-        messages.print(_account(found, weighting, elapsed_s))
+        messages.print(_account(found, weighting, elapsed_s) + ("" if steering is None else f"; {steering.words}"))
 
 
 def _generate(

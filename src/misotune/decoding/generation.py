@@ -17,8 +17,10 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from misotune.attention import ATTENTION_NAME, WEIGHTINGS, MisoArguments, check_model, register
 from misotune.attention.kernels import KERNELS
+from misotune.attention.steering import SteerArguments, Steering, check_numbers, refuse_softcap
+from misotune.attention.switching import attention_of
 from misotune.decoding.prompt import Input, Prompt, encode_prompt
-from misotune.errors import RunError, UnsupportedModelError, UsageError
+from misotune.errors import RunError, UsageError
 from misotune.layout import ChatTemplate
 from misotune.layout.row import Positions
 
@@ -55,6 +57,7 @@ def generate(
     positions: Positions = "aligned",
     shared_prefix: Input | None = None,
     kernel: str = "auto",
+    steering: Steering | None = None,
     max_new_tokens: int | None = None,
     generation_config: GenerationConfig | None = None,
     **options: Any,
@@ -78,6 +81,8 @@ def generate(
         shared_prefix: What stands in front of every input: a text, or messages. It is part of each input, and
             computed with each: its keys depend on where the input starts.
         kernel: `auto`, `flash`, `eager`, or `reference`, which computes the whole row anew for every token.
+        steering: Scales attention to tokens that are not the user's, in each pair of an input with the output on its
+            own; `fid` and `vanilla` weigh by what is left of it. None: nothing is scaled.
         max_new_tokens: Longest response in tokens; None: as in `generation_config`, that of the model, or 512.
         generation_config: Takes precedence over the model's own.
         options: Anything else that `model.generate` takes for one row: `do_sample`, `temperature`, `streamer`,
@@ -86,12 +91,21 @@ def generate(
     Raises:
         UsageError: An argument of the wrong form; beam search or several responses.
         LayoutError: The chat template gives the inputs no common generation prompt.
-        UnsupportedModelError: MISO attention would not be exact for this model.
+        UnsupportedModelError: MISO attention would not be exact for this model, or it cannot be steered.
         RunError: Inputs and response do not fit the model's context.
     """
     check_arguments(len(inputs), weighting, weights, positions, kernel)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    prompt = encode_prompt(inputs, tokenizer, shared_prefix=shared_prefix, positions=positions, weights=weights or ())
+    if steering is not None:
+        _check_steering(base.config, steering)
+    prompt = encode_prompt(
+        inputs,
+        tokenizer,
+        shared_prefix=shared_prefix,
+        positions=positions,
+        weights=weights or (),
+        finds_users=steering is not None,
+    )
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     if kernel == "reference":  # the definition has no notion of cached keys
@@ -101,7 +115,7 @@ def generate(
     check_model(base.config, prompt.num_positions + config.max_new_tokens)
     cache = DynamicCache() if config.use_cache else None
     row = torch.tensor([prompt.token_ids], device=base.device)
-    with _miso_attention(base, _RowHook(prompt, weighting, kernel, cache)):
+    with _miso_attention(base, _RowHook(prompt, weighting, kernel, cache, steering)):
         output = base.generate(row, attention_mask=torch.ones_like(row), past_key_values=cache, **settings)
     sequence = output if isinstance(output, torch.Tensor) else output.sequences
     token_ids = tuple(sequence[0, prompt.num_tokens :].tolist())
@@ -122,15 +136,20 @@ class _RowHook:
     weighting: str
     kernel: str
     cache: DynamicCache | None
+    steering: Steering | None
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         if kwargs.get("past_key_values") is not self.cache:
             return args, kwargs  # not the row: a logits processor's own call, which the attention then refuses
         num_cached = 0 if self.cache is None else self.cache.get_seq_length()
         ids = kwargs["input_ids"]
-        layout = self.prompt.layout(num_cached + ids.shape[1])
+        num_tokens = num_cached + ids.shape[1]
+        layout = self.prompt.layout(num_tokens)
         position_ids = layout.position_ids[None, num_cached:].to(ids.device)
-        miso = MisoArguments(layout, self.weighting, self.kernel)
+        steer = None
+        if self.steering is not None:
+            steer = SteerArguments.of(self.steering, self.prompt.is_user(num_tokens)[None].to(ids.device))
+        miso = MisoArguments(layout, self.weighting, self.kernel, steer)
         return args, {**kwargs, "position_ids": position_ids, "attention_mask": None, "miso": miso}
 
 
@@ -138,23 +157,19 @@ class _RowHook:
 def _miso_attention(model: Any, hook: _RowHook) -> Iterator[None]:
     """Runs the model with MISO attention, and gives it its own back."""
     register()
-    config = model.config
-    before = {"": config._attn_implementation}
-    for name in config.sub_configs:
-        if getattr(config, name, None) is not None:
-            before[name] = getattr(config, name)._attn_implementation
     handle = model.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        model.set_attn_implementation(ATTENTION_NAME)
-        if config.get_text_config()._attn_implementation != ATTENTION_NAME:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} does not take its attention from transformers' AttentionInterface, "
-                "so it cannot run MISO attention"
-            )
-        yield
+        with attention_of(model, ATTENTION_NAME, "run MISO attention"):
+            yield
     finally:
         handle.remove()
-        model.set_attn_implementation(before)
+
+
+def _check_steering(config: Any, steering: Steering) -> None:
+    text = config.get_text_config(decoder=True)
+    check_numbers(steering, text.num_hidden_layers, text.num_attention_heads)
+    if not steering.is_neutral:
+        refuse_softcap(getattr(text, "attn_logit_softcapping", None))
 
 
 def _settings(

@@ -4,10 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from misotune.errors import LayoutError, UsageError
 from misotune.layout import ChatTemplate, RowLayout
 from misotune.layout.row import Positions
 from misotune.layout.template import Message, shipped_template_names
+from misotune.layout.user_tokens import MessageTokens
 
 Input = str | Sequence[Message]
 
@@ -21,12 +26,14 @@ class Prompt:
         generation_prompt: What opens the output: it stands once, and reads every input.
         positions: How positions count (`RowLayout`).
         weights: Score_i of each input under the weighting `fixed`; empty: 1/n each.
+        user_tokens: Which tokens of each input are the user's text; empty: nobody asked.
     """
 
     inputs: tuple[tuple[int, ...], ...]
     generation_prompt: tuple[int, ...]
     positions: Positions = "aligned"
     weights: tuple[float, ...] = ()
+    user_tokens: tuple[tuple[bool, ...], ...] = ()
 
     @property
     def token_ids(self) -> list[int]:
@@ -43,6 +50,11 @@ class Prompt:
         """Positions in use; the first response token takes the next one."""
         return int(self.layout(self.num_tokens).position_ids[-1]) + 1
 
+    def is_user(self, num_tokens: int) -> Bool[Tensor, "T"]:
+        """Returns the user's tokens of the row once it has grown to `num_tokens` tokens: none of the output."""
+        flags = [flag for part in self.user_tokens for flag in part]
+        return torch.tensor(flags + [False] * (num_tokens - len(flags)))
+
     def layout(self, num_tokens: int) -> RowLayout:
         """Returns the layout of the row once it has grown to `num_tokens` tokens."""
         num_output = num_tokens - sum(map(len, self.inputs))
@@ -57,6 +69,7 @@ def encode_prompt(
     shared_prefix: Input | None = None,
     positions: Positions = "aligned",
     weights: Sequence[float] = (),
+    finds_users: bool = False,
 ) -> Prompt:
     """Returns the prompt of a generation from n inputs.
 
@@ -66,6 +79,7 @@ def encode_prompt(
         shared_prefix: What stands in front of every input: a text, or messages (`with_prefix`).
         positions: How positions count (`RowLayout`).
         weights: Score_i of each input, for the weighting `fixed`.
+        finds_users: Also find which tokens are the user's text.
 
     Raises:
         UsageError: No input, an input of the wrong form, or a tokenizer without chat template.
@@ -87,7 +101,14 @@ def encode_prompt(
     openings = {tuple(opening) for _, opening in splits}
     if len(openings) > 1:
         raise LayoutError("the inputs do not share one generation prompt, so they cannot share an output")
-    return Prompt(tuple(tuple(ids) for ids, _ in splits), openings.pop(), positions, tuple(weights))
+    prompt = Prompt(tuple(tuple(ids) for ids, _ in splits), openings.pop(), positions, tuple(weights))
+    if not finds_users:
+        return prompt
+    tokens = MessageTokens(template)
+    # An input is the beginning of what is rendered with the generation prompt.
+    flags = [tokens.find_users(messages, add_generation_prompt=True)[1] for messages in chats]
+    found = [tuple(own[: len(ids)]) for own, ids in zip(flags, prompt.inputs, strict=True)]
+    return replace(prompt, user_tokens=tuple(found))
 
 
 def as_messages(entry: Input, where: str) -> list[Message]:

@@ -1,7 +1,7 @@
 """Evaluates a model, or responses made elsewhere, on one task: `misotune eval` as two functions."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,6 +157,8 @@ def _finish(
 ) -> Scores:
     limit = len(task.prompts) if len(task.prompts) < len(task.all_prompts) else None
     summary = task.scoring.summarize(samples)
+    steered = _steered_words(settings)
+    steered_notes = [] if steered is None else [f"{steered}: attention to all but the user's tokens is scaled"]
     scores = Scores(
         task=task.name,
         model=model,
@@ -171,12 +173,21 @@ def _finish(
         seed=SEED,
         versions=_versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=(*task.notes, *notes, *summary.notes),
+        notes=(*task.notes, *notes, *steered_notes, *summary.notes),
         folder=folder,
     )
-    draw = None if task.draw is None else functools.partial(task.draw, samples, scores.model)
+    name = scores.model if steered is None else f"{scores.model}, {steered}"
+    draw = None if task.draw is None else functools.partial(task.draw, samples, name)
     write_result(folder, scores, samples, draw)
     return scores
+
+
+def _steered_words(settings: Mapping[str, Any]) -> str | None:
+    """Returns how the model was steered; None: it was not."""
+    if "steer" not in settings:
+        return None
+    parts = [f"{what} {settings[f'steer_{what}']}" for what in ("layers", "heads") if f"steer_{what}" in settings]
+    return ", ".join([f"steered by {settings['steer']:g}", *parts])
 
 
 def _versions() -> dict[str, str]:

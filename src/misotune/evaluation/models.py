@@ -27,11 +27,15 @@ class ModelSource:
     revision: str | None = None
     tokenizer: str | None = None
 
-    def result_folder(self, task: str) -> Path:
-        """Returns where the scores of a task go unless asked otherwise."""
-        if self.run is not None:
-            return self.run.scores / task
-        return SCORES_ROOT / label(self.name) / task
+    def result_folder(self, task: str, variant: str | None = None) -> Path:
+        """Returns where the scores of a task go unless asked otherwise.
+
+        Args:
+            task: The task's name.
+            variant: A folder's name for scores of a model that answers otherwise than as it is; None: as it is.
+        """
+        root = SCORES_ROOT / label(self.name) if self.run is None else self.run.scores
+        return root / task if variant is None else root / variant / task
 
 
 def label(name: str) -> str:

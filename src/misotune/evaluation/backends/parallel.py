@@ -2,9 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,23 +11,22 @@ from typing import Any
 import torch
 import transformers
 
+from misotune.attention.steering import Steering
 from misotune.errors import UsageError
 from misotune.evaluation.backends.base import Conversation, Listener
 from misotune.evaluation.backends.chat_model import (
-    ChatModel,
     ModelFacts,
     check_dtype,
     load_chat_model,
     load_chat_tokenizer,
 )
-from misotune.evaluation.backends.hf import HfBackend, decode, halved, settings_of
+from misotune.evaluation.backends.hf import HfBackend, halved, settings_of
 from misotune.evaluation.backends.processes import Processes
-from misotune.evaluation.backends.prompt_queue import BATCH_SIZE, PromptQueue, check_context, render
+from misotune.evaluation.backends.prompt_queue import BATCH_SIZE, PromptQueue, check_context, render_steered
 from misotune.evaluation.backends.response_cache import ResponseCache
+from misotune.evaluation.backends.worker import End, Job, Load, Start, Step, serve
 
 _CURE = "the responses so far are kept: run the same command again, and it goes on from there"
-
-Load = Callable[..., ChatModel]
 
 
 @contextmanager
@@ -40,6 +38,7 @@ def open_hf_backend(
     num_processes: int | None = None,
     revision: str | None = None,
     tokenizer: str | None = None,
+    steering: Steering | None = None,
 ) -> "Iterator[HfBackend | ParallelBackend]":
     """Yields a model on every visible device: in this process where that is one, else in one process for each.
 
@@ -50,18 +49,26 @@ def open_hf_backend(
         num_processes: None: as many as there are devices; on a CPU 1.
         revision: Branch, tag or commit on the hub; None: the newest.
         tokenizer: The folder that its tokenizer and chat template are loaded from; None: `path`.
+        steering: How its attention is steered; None: it is not.
 
     Raises:
-        UsageError: There are fewer devices, no such dtype or no such model.
+        UsageError: There are fewer devices, no such dtype, no such model, or no such layers or heads to steer.
+        UnsupportedModelError: The model cannot be steered.
         RunError: The model or its tokenizer cannot be loaded.
     """
     devices = choose_devices(num_processes)
     if len(devices) == 1:
         model = load_chat_model(path, dtype=dtype, device=devices[0], revision=revision, tokenizer=tokenizer)
-        yield HfBackend(model, batch_size)
+        yield HfBackend(model, batch_size, steering=steering)
     else:
         with ParallelBackend(
-            path, devices, dtype=dtype, batch_size=batch_size, revision=revision, tokenizer=tokenizer
+            path,
+            devices,
+            dtype=dtype,
+            batch_size=batch_size,
+            revision=revision,
+            tokenizer=tokenizer,
+            steering=steering,
         ) as backend:
             yield backend
 
@@ -101,6 +108,7 @@ class ParallelBackend:
             where a device's memory does not hold it. Fewer, too, where else some processes would have none.
         revision: Branch, tag or commit on the hub; None: the newest.
         tokenizer: The folder that its tokenizer and chat template are loaded from; None: `path`.
+        steering: How its attention is steered; None: it is not.
         load: Loads the model in a process, as `load_chat_model` does; a function that can be imported by its name.
 
     Raises:
@@ -117,6 +125,7 @@ class ParallelBackend:
         batch_size: int | None = None,
         revision: str | None = None,
         tokenizer: str | None = None,
+        steering: Steering | None = None,
         load: Load = load_chat_model,
     ) -> None:
         check_dtype(dtype)
@@ -125,7 +134,8 @@ class ParallelBackend:
             load = functools.partial(load, revision=revision, tokenizer=tokenizer)
         num_threads = max(1, torch.get_num_threads() // len(devices))
         verbosity = transformers.utils.logging.get_verbosity()
-        self._starts = [_Start(path, dtype, device, num_threads, verbosity, load) for device in devices]
+        self._starts = [Start(path, dtype, device, num_threads, verbosity, load, steering) for device in devices]
+        self._steering = steering
         self._batch_sizes = [batch_size or BATCH_SIZE] * len(devices)
         self._is_size_free = batch_size is None
         self._processes: Processes | None = None
@@ -160,8 +170,8 @@ class ParallelBackend:
         return self._facts
 
     def settings(self, max_new_tokens: int) -> dict[str, Any]:
-        """Returns sizes (the smallest batch of any process), dtype, device and the number of processes."""
-        found = settings_of(self.facts, max_new_tokens, min(self._batch_sizes))
+        """Returns sizes (the smallest batch of any process), dtype, device, number of processes and steering."""
+        found = settings_of(self.facts, max_new_tokens, min(self._batch_sizes), self._steering)
         return {**found, "num_processes": len(self._starts)}
 
     def generate(
@@ -175,7 +185,7 @@ class ParallelBackend:
             UsageError: The cache is another file.
         """
         self._running()  # they load the model while this process renders
-        prompts = render(self.tokenizer, conversations)
+        prompts, steered = render_steered(self.tokenizer, conversations, self._steering)
         try:
             check_context(prompts, max_new_tokens, self.facts.context)
             with ResponseCache(cache) as responses:
@@ -186,6 +196,7 @@ class ParallelBackend:
                     tokenizer=self.tokenizer,
                     cache=responses,
                     listener=listener,
+                    steered=steered,
                 )
                 self._answer_all(queue, max_new_tokens, listener)
         except BaseException:
@@ -200,13 +211,13 @@ class ParallelBackend:
                 if batch := queue.take(min(share, self._batch_sizes[number]), is_size_free=self._is_size_free):
                     self._idle.remove(number)
                     under_way[number] = batch
-                    self._running().send(number, _Job(queue.ids(batch), max_new_tokens))
+                    self._running().send(number, Job(queue.ids(batch), max_new_tokens, queue.steered(batch)))
             for number, message in self._receive():
-                if isinstance(message, _Step):
+                if isinstance(message, Step):
                     for row, new_ids in message.ended:
                         queue.answer(under_way[number][row], new_ids)
                     listener.on_tokens(message.num_tokens)
-                elif isinstance(message, _End):
+                elif isinstance(message, End):
                     batch = under_way.pop(number)
                     self._idle.add(number)
                     if message.is_too_large:
@@ -226,7 +237,7 @@ class ParallelBackend:
         if self._processes is None:
             total = len(self._starts)
             arguments = [(f"process {i} of {total} ({s.device})", s) for i, s in enumerate(self._starts, start=1)]
-            self._processes = Processes(_serve, arguments, cure=_CURE)
+            self._processes = Processes(serve, arguments, cure=_CURE)
         return self._processes
 
 
@@ -237,57 +248,3 @@ def _even_share(num_prompts: int, num_processes: int, batch_size: int) -> int:
     """
     num_rounds = max(1, math.ceil(num_prompts / (num_processes * batch_size)))
     return max(1, math.ceil(num_prompts / (num_processes * num_rounds)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What a process is told first; it answers with `ModelFacts`."""
-
-    path: str
-    dtype: str
-    device: str
-    num_threads: int
-    verbosity: int
-    load: Load
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A batch; answered with a `_Step` for each step and one `_End`."""
-
-    prompts: list[list[int]]
-    max_new_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """New tokens of a step, and the rows that ended with it: place in the batch, and response."""
-
-    num_tokens: int
-    ended: list[tuple[int, list[int]]]
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """All rows have ended, or the memory does not hold them."""
-
-    is_too_large: bool = False
-
-
-def _serve(start: _Start, jobs: Iterator[_Job], send: Callable[[Any], None]) -> None:
-    """What a process does: loads the model, then decodes batch after batch."""
-    transformers.utils.logging.set_verbosity(start.verbosity)
-    torch.set_num_threads(start.num_threads)
-    device = torch.device(start.device)
-    if device.index is not None:
-        torch.accelerator.set_device_index(device.index)  # kernels of other libraries ask for no device
-    chat_model = start.load(start.path, dtype=start.dtype, device=device)
-    send(chat_model.facts)
-    for job in jobs:
-        end = _End()
-        try:
-            for num_tokens, ended in decode(chat_model, job.prompts, job.max_new_tokens):
-                send(_Step(num_tokens, [(row.index, row.new_ids) for row in ended]))
-        except torch.OutOfMemoryError:
-            end = _End(is_too_large=True)
-        send(end)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from misotune.attention.steering import SteeredPrompts, Steering
 from misotune.errors import RunError
 from misotune.evaluation.backends.base import Conversation, Listener, Response
 from misotune.evaluation.backends.chat_model import ModelFacts
 from misotune.evaluation.backends.response_cache import ResponseCache, model_identity, response_key
 from misotune.layout.template import ChatTemplate
+from misotune.layout.user_tokens import MessageTokens
 
 # All of IFEval on SmolLM2-135M takes 11 minutes on two cores with it; by a model of its costs 8 % more with 64 rows.
 BATCH_SIZE = 128
@@ -22,6 +24,22 @@ def render(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[i
     """Returns the token ids that the model reads: those of training."""
     template = ChatTemplate(tokenizer)
     return [template.encode(messages, add_generation_prompt=True) for messages in conversations]
+
+
+def render_steered(
+    tokenizer: Any, conversations: Sequence[Conversation], steering: Steering | None
+) -> tuple[list[list[int]], SteeredPrompts | None]:
+    """Returns the token ids that the model reads, and which of them are the user's; None where it is not steered.
+
+    Raises:
+        LayoutError: The chat template does not hold the user's text as it is.
+        UsageError: The tokenizer cannot say where its tokens lie in a text.
+    """
+    if steering is None:
+        return render(tokenizer, conversations), None
+    tokens = MessageTokens(ChatTemplate(tokenizer))
+    found = [tokens.find_users(messages, add_generation_prompt=True) for messages in conversations]
+    return [ids for ids, _ in found], SteeredPrompts(steering, [is_user for _, is_user in found])
 
 
 def check_context(prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None) -> None:
@@ -38,12 +56,18 @@ def check_context(prompts: Sequence[Sequence[int]], max_new_tokens: int, context
         )
 
 
-def response_keys(prompts: Sequence[list[int]], max_new_tokens: int, facts: ModelFacts) -> list[str]:
+def response_keys(
+    prompts: Sequence[list[int]], max_new_tokens: int, facts: ModelFacts, steered: SteeredPrompts | None = None
+) -> list[str]:
     """Returns what each response is kept under: neither batches nor processes have a part in it."""
     identity = model_identity(facts.name, facts.commit)
     versions = [version("torch"), version("transformers")]
     settings = [max_new_tokens, facts.dtype, facts.device, list(facts.eos_ids), versions]
-    return [response_key(identity, ids, *settings) for ids in prompts]
+    if steered is None:
+        return [response_key(identity, ids, *settings) for ids in prompts]
+    settings.append(steered.steering.settings)
+    pairs = zip(prompts, steered.user_tokens, strict=True)
+    return [response_key(identity, ids, *settings, is_user) for ids, is_user in pairs]
 
 
 class PromptQueue:
@@ -56,6 +80,7 @@ class PromptQueue:
         tokenizer: The model's.
         cache: Keeps the responses; those that it has are told to the listener here.
         listener: Hears of every response once.
+        steered: Which tokens of the prompts are the user's, and how the model is steered by them; None: it is not.
     """
 
     def __init__(
@@ -67,14 +92,16 @@ class PromptQueue:
         tokenizer: Any,
         cache: ResponseCache,
         listener: Listener,
+        steered: SteeredPrompts | None = None,
     ) -> None:
         self._prompts = prompts
+        self._steered = steered
         self._max_new_tokens = max_new_tokens
         self._eos_ids = facts.eos_ids
         self._tokenizer = tokenizer
         self._cache = cache
         self._listener = listener
-        self._keys = response_keys(prompts, max_new_tokens, facts)
+        self._keys = response_keys(prompts, max_new_tokens, facts, steered)
         kept = {index: cache.get(key) for index, key in enumerate(self._keys)}
         listener.on_kept({index: response for index, response in kept.items() if response is not None})
         self._missing = {index for index, response in kept.items() if response is None}
@@ -102,6 +129,11 @@ class PromptQueue:
     def ids(self, batch: Sequence[int]) -> list[list[int]]:
         """Returns the token ids of a batch's prompts."""
         return [self._prompts[index] for index in batch]
+
+    def steered(self, batch: Sequence[int]) -> SteeredPrompts | None:
+        """Returns which tokens of a batch's prompts are the user's; None where the model is not steered."""
+        whole = self._steered
+        return None if whole is None else SteeredPrompts(whole.steering, [whole.user_tokens[index] for index in batch])
 
     def answer(self, index: int, new_ids: Sequence[int]) -> None:
         """Keeps a response, and tells the listener of it.

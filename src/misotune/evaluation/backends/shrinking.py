@@ -10,12 +10,16 @@ the attention of the oldest: with SmolLM2-135M's costs on two cores that took a 
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from misotune.attention.steered import steered_attention
+from misotune.attention.steering import SteerArguments, SteeredPrompts, grown
 
 # Tokens for which a buffer of keys has room to spare when it is made.
 _SPARE = 64
@@ -47,7 +51,12 @@ def can_shrink(model: Any) -> bool:
 
 
 def decode_shrinking(
-    model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_ids: Sequence[int]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    steered: SteeredPrompts | None = None,
 ) -> Iterator[tuple[int, list[Row]]]:
     """Yields after each step of one batch the number of its new tokens and the rows that ended with it.
 
@@ -56,15 +65,25 @@ def decode_shrinking(
         prompts: Token ids; all are computed at once.
         max_new_tokens: The longest response.
         eos_ids: Each ends a response.
+        steered: Which tokens of the prompts are the user's, and how the model is steered by them; None: it is not.
     """
-    rows = [Row(index, prompt) for index, prompt in enumerate(prompts)]
-    cache = _prefilled(model, rows)
+    steer = None if steered is None else _Steer(steered, model.device)
+    with nullcontext() if steered is None else steered_attention(model, steered.steering):
+        yield from _decode(
+            model, [Row(index, prompt) for index, prompt in enumerate(prompts)], max_new_tokens, eos_ids, steer
+        )
+
+
+def _decode(
+    model: Any, rows: list[Row], max_new_tokens: int, eos_ids: Sequence[int], steer: "_Steer | None"
+) -> Iterator[tuple[int, list[Row]]]:
+    cache = _prefilled(model, rows, steer)
     while live := [i for i, row in enumerate(rows) if not row.is_ended]:
         if len(rows) - len(live) >= max(1, int(_DROP_SHARE * len(rows))):
             rows = [rows[i] for i in live]
             cache = _taken(cache, live, max(row.num_cached for row in rows))
         ended: list[Row] = []
-        for row, token in zip(rows, _step(model, rows, cache), strict=True):
+        for row, token in zip(rows, _step(model, rows, cache, steer), strict=True):
             if not row.is_ended:
                 row.new_ids.append(token)
                 row.is_ended = token in eos_ids or len(row.new_ids) == max_new_tokens
@@ -74,7 +93,7 @@ def decode_shrinking(
 
 
 @torch.inference_mode()
-def _prefilled(model: Any, rows: Sequence[Row]) -> Cache:
+def _prefilled(model: Any, rows: Sequence[Row], steer: "_Steer | None") -> Cache:
     """Returns the keys of prompts without their last token, padded on the left."""
     cache = DynamicCache()
     width = max(1, *(row.num_cached for row in rows))
@@ -88,12 +107,13 @@ def _prefilled(model: Any, rows: Sequence[Row]) -> Cache:
         past_key_values=cache,
         use_cache=True,
         **({"logits_to_keep": 1} if has_choice else {}),
+        **(steer.tell(rows, width, -1) if steer else {}),
     )
     return _taken(cache, list(range(len(rows))), width)
 
 
 @torch.inference_mode()
-def _step(model: Any, rows: Sequence[Row], cache: Cache) -> list[int]:
+def _step(model: Any, rows: Sequence[Row], cache: Cache, steer: "_Steer | None") -> list[int]:
     """Returns the next id of each row; every row ends at the last column."""
     num_columns = cache.get_seq_length() + 1
     num_tokens = torch.tensor([[row.num_cached + 1] for row in rows])
@@ -104,8 +124,21 @@ def _step(model: Any, rows: Sequence[Row], cache: Cache) -> list[int]:
         position_ids=(num_tokens - 1).to(model.device),
         past_key_values=cache,
         use_cache=True,
+        **(steer.tell(rows, num_columns, max(len(row.new_ids) for row in rows)) if steer else {}),
     ).logits
     return logits[:, -1].float().argmax(-1).tolist()
+
+
+class _Steer:
+    """Tells each forward call which keys are the user's: all rows of a batch are as far behind their prompts."""
+
+    def __init__(self, prompts: SteeredPrompts, device: torch.device) -> None:
+        self._steering = prompts.steering
+        self._is_user = prompts.is_user(device)
+
+    def tell(self, rows: Sequence[Row], num_columns: int, num_new: int) -> dict[str, SteerArguments]:
+        is_user = grown(self._is_user[[row.index for row in rows]], num_columns, num_new)
+        return {"steer": SteerArguments.of(self._steering, is_user)}
 
 
 @torch.inference_mode()

@@ -18,6 +18,8 @@ LETTERS = string.ascii_uppercase
 _NEEDED = ("task", "model", "prompts_sha256")
 # Settings that differ without any say in the scores, or that are told in other words.
 _NOT_NOTED = ("limit", "responses")
+# Settings that are kept only where they are chosen.
+_CHOSEN = ("steer", "steer_layers", "steer_heads")
 # Its keys are KEY-INDEX: the prompts of one KEY come from one prompt of IFEval.
 _FLATTENED = "ifeval-flatten"
 
@@ -179,6 +181,9 @@ def notes_on_pair(a: Result, b: Result, pairs: Sequence[tuple[Sample, Sample]]) 
         notes.append(f"the responses of {elsewhere[0].model} were made elsewhere; how is not known here")
     for kind in ("settings", "versions"):
         one, other = _mapping(a, kind), _mapping(b, kind)
+        if kind == "settings":
+            chosen = {name: "none" for name in _CHOSEN if name in one or name in other}
+            one, other = {**chosen, **one}, {**chosen, **other}
         differ = [
             f"{name} {one[name]} and {other[name]}"
             for name in one
