@@ -13,6 +13,7 @@ The signals, launchers and exit codes of the command line are tested elsewhere, 
 """
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -144,10 +145,24 @@ def main(folder: Path) -> None:
 
 def _import_everything() -> None:
     """Imports what ranks need; nothing of it may compute yet, for threads do not survive a fork."""
-    for name in ("deepspeed", "peft", "accelerate", "transformers.integrations.deepspeed", "misotune.training.run"):
+    for name in (
+        "peft",
+        "misotune.training.run",
+        "misotune.training.memory_trace",
+        "torch._subclasses.fake_tensor",
+        # DeepSpeed imports it at the first optimizer, and with it all of torch's compiler.
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "transformers.integrations.deepspeed",
+        "transformers.models.llama.modeling_llama",
+    ):
         importlib.import_module(name)
     for name in ("AutoModelForCausalLM", "LlamaForCausalLM", "PreTrainedTokenizerFast", "Trainer"):
         getattr(sys.modules["transformers"], name)  # transformers imports them when they are first asked for
+    # A thousand regular expressions, compiled at the first model.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
+    # Else each rank's collector goes through all of this, and so copies the pages that the fork shares.
+    gc.collect()
+    gc.freeze()
 
 
 def _run_case(order: dict[str, Any], stem: Path) -> dict[str, Any]:
