@@ -46,6 +46,7 @@ def evaluate(
     batch_size: options.BatchSize = None,
     num_processes: options.NumProcesses = None,
     dtype: options.Dtype = None,
+    indicator: options.Indicator = False,
     as_json: options.AsJson = False,
     offline: options.Offline = False,
     fresh: options.Fresh = False,
@@ -87,6 +88,8 @@ def evaluate(
     from misotune.evaluation.tasks import NeedleGrid, TaskOptions
 
     source = None if responses is not None else find_source(model, messages, is_served=server is not None)
+    if indicator and source is not None and server is None:
+        _check_indicator(source)
     base_source = _base_of(source) if base and source is not None else None
     judge = _judge(judge_endpoint, judge_model, judge_api_key_env, judge_cache, judge_prompts, judge_concurrency)
     task_options = TaskOptions(
@@ -119,16 +122,18 @@ def evaluate(
         assert responses is not None
         _show(_score_responses(responses, ready, folders), None, compare or [], as_json=as_json)
         return
-    places = [folder or source.result_folder(task.name) for task, folder in zip(ready, folders, strict=True)]
+    suffix = "-indicator" if indicator else ""
+    places = [folder or source.result_folder(task.name + suffix) for task, folder in zip(ready, folders, strict=True)]
     _check_folders(places, fresh)
-    asking = Asking(messages, harness_options, max_new_tokens)
+    asking = Asking(messages, harness_options, max_new_tokens, indicator)
     opened = LocalModel(source, messages, dtype=dtype or "auto", batch_size=batch_size, num_processes=num_processes)
     with opened if server is None else nullcontext(server) as answering:
         found = asking.score_all(source, answering, ready, places)
     if base_source is not None:
         score_base(asking, source, base_source, ready, found, batch_size, num_processes)
     discard(places)  # only now: the same command would not ask the first task's prompts again
-    _show(found, source if out is None else None, compare or [], as_json=as_json)
+    # What training changed is told of the prompts as they are: the base model does not know the indicator.
+    _show(found, source if out is None and not indicator else None, compare or [], as_json=as_json)
 
 
 def _check_names(names: Sequence[str], include_path: Path | None) -> None:
@@ -159,6 +164,13 @@ def _tokens(tokenizer: str | None, source: "ModelSource | None", *, is_served: b
     if source is None or is_served:
         return None if tokenizer is None else load_model_tokens(tokenizer)
     return load_model_tokens(source.path)
+
+
+def _check_indicator(source: "ModelSource") -> None:
+    from misotune.evaluation.backends.chat_model import load_chat_tokenizer
+    from misotune.evaluation.marking import check_indicator
+
+    check_indicator(load_chat_tokenizer(source.path, source.revision), source.name)
 
 
 def _judge(

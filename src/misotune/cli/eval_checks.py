@@ -56,7 +56,7 @@ def check_options(tasks: Sequence[str], given: Mapping[str, object]) -> None:
     if is_answered:
         refuse(
             "--responses scores texts made elsewhere",
-            *("model", "base", "max_new_tokens", "batch_size", "num_processes", "dtype", "fresh"),
+            *("model", "base", "max_new_tokens", "batch_size", "num_processes", "dtype", "fresh", "indicator"),
             *("endpoint", "api_key_env", "concurrency"),
         )
         if foreign:
@@ -70,6 +70,9 @@ def check_options(tasks: Sequence[str], given: Mapping[str, object]) -> None:
         refuse("only --endpoint URL has a use for it", "api_key_env", "concurrency")
     if given["base"]:
         refuse("--base keeps the scores in the run", "out")
+        refuse("the model that a run started from does not know [IND]; leave out --base, or", "indicator")
+    if foreign:
+        refuse(f"{foreign[0]!r} is a task of lm-eval, whose prompts are not marked", "indicator")
     if "complexbench" not in tasks:
         judges = [name for name in given if name.startswith("judge_")]
         refuse("only the task complexbench has a judge", *judges)

@@ -18,6 +18,8 @@ LETTERS = string.ascii_uppercase
 _NEEDED = ("task", "model", "prompts_sha256")
 # Settings that differ without any say in the scores, or that are told in other words.
 _NOT_NOTED = ("limit", "responses")
+# Settings that a result has only where they are used.
+_KEPT_WHERE_USED = ("indicator",)
 # Its keys are KEY-INDEX: the prompts of one KEY come from one prompt of IFEval.
 _FLATTENED = "ifeval-flatten"
 
@@ -184,9 +186,20 @@ def notes_on_pair(a: Result, b: Result, pairs: Sequence[tuple[Sample, Sample]]) 
             for name in one
             if name in other and name not in _NOT_NOTED and one[name] != other[name]
         ]
+        if kind == "settings":
+            differ += _of_one(one, other)
         if differ:
             notes.append(f"{kind} differ: {', '.join(differ)}")
     return notes
+
+
+def _of_one(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Returns the settings that are kept only where they are used, and are used in one result alone."""
+    return [
+        f"{name} {one.get(name, 'none')} and {other.get(name, 'none')}"
+        for name in _KEPT_WHERE_USED
+        if (name in one) != (name in other)
+    ]
 
 
 def _sha256(result: Result) -> str:
