@@ -69,11 +69,9 @@ def test_results_with_and_without_the_indicator_lie_apart_and_are_compared(misot
 
 def test_responses_kept_without_the_indicator_answer_no_marked_prompt(marking_model, tmp_path):
     from misotune.evaluation.backends.response_cache import cache_path
-    from misotune.evaluation.constrained import prompts_from_rows
     from misotune.evaluation.evaluate import evaluate_model
     from misotune.evaluation.tasks import TaskOptions, load_task
 
-    del prompts_from_rows
     (tmp_path / "data.jsonl").write_text(json.dumps(ROW) + "\n")
     task = load_task("ifeval", TaskOptions(data=tmp_path / "data.jsonl"))
     options = {"out": tmp_path / "out", "max_new_tokens": 4, "keep_responses": True}

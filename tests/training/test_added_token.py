@@ -191,5 +191,5 @@ def test_what_goes_without_a_new_token_is_refused_in_one_line(marked, make_recip
     with pytest.raises(UsageError, match=re.escape("lora.quantization: ")):
         prepare_run(recipe, num_devices=1, watcher=Watcher())
     recipe = make_recipe(data={"path": str(marked)}, lora=LORA | {"target_modules": ["q_proj", "embed_tokens"]})
-    with pytest.raises(UsageError, match="lora.target_modules: embed_tokens gets a row"):
+    with pytest.raises(UsageError, match=r"lora\.target_modules: embed_tokens gets a row"):
         train(recipe, recipe_text(recipe))
