@@ -58,11 +58,6 @@ def test_results_with_and_without_the_indicator_lie_apart_and_are_compared(misot
     settings = [json.loads((folder / "scores.json").read_text())["settings"] for folder in (plain, marked)]
     assert "indicator" not in settings[0]
     assert settings[1]["indicator"] == "[IND]"
-    responses = [
-        [json.loads(line)["response"] for line in (folder / "samples.jsonl").read_text().splitlines()]
-        for folder in (plain, marked)
-    ]
-    assert responses[0] != responses[1]
     (pair,) = compare_results([plain, marked]).pairs
     assert any("settings differ: indicator none and [IND]" in note for note in pair.notes)
 
@@ -84,19 +79,10 @@ def test_responses_kept_without_the_indicator_answer_no_marked_prompt(marking_mo
 
 
 def test_generate_marks_every_input(misotune, marking_model):
-    arguments = [
-        "generate",
-        "--model",
-        marking_model,
-        "--input",
-        "Hi",
-        "--input",
-        "Yes?",
-        "--max-new-tokens",
-        2,
-        "--json",
-    ]
-    plain, marked = (json.loads(misotune(*arguments, *more).stdout) for more in ([], ["--indicator"]))
+    asked = ["--input", "Hi", "--input", "Yes?", "--max-new-tokens", 2, "--json"]
+    plain, marked = (
+        json.loads(misotune("generate", marking_model, *asked, *more).stdout) for more in ([], ["--indicator"])
+    )
     # ". [IND]" and " [IND]": the tiny tokenizer has a token for each byte, and keeps the blank.
     added = [b - a for a, b in zip(plain["num_input_tokens"], marked["num_input_tokens"], strict=True)]
     assert added == [3, 2]
@@ -106,15 +92,24 @@ def test_generate_marks_every_input(misotune, marking_model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "ifeval", "--data", "data.jsonl"], r"--indicator: .* does not know the token \[IND\]"),
-        (["generate", "--input", "Hi"], r"--indicator: .* does not know the token \[IND\]"),
-        (["eval", "gsm8k"], r"'gsm8k' is a task of lm-eval, whose prompts are not marked; leave out --indicator"),
-        (["eval", "ifeval", "--base"], "the model that a run started from does not know .* --indicator"),
+        (
+            ["eval", "ifeval", "--data", "data.jsonl", "--model", "MODEL"],
+            r"--indicator: .* does not know the token \[IND\]",
+        ),
+        (["generate", "MODEL", "--input", "Hi"], r"--indicator: .* does not know the token \[IND\]"),
+        (
+            ["eval", "gsm8k", "--model", "MODEL"],
+            r"'gsm8k' is a task of lm-eval, whose prompts are not marked; leave out --indicator",
+        ),
+        (
+            ["eval", "ifeval", "--base", "--model", "MODEL"],
+            r"the model of --base does not know \[IND\]; leave out --indicator",
+        ),
     ],
 )
 def test_what_cannot_be_marked_is_refused(misotune, tiny_model_dir, arguments, message):
     with pytest.raises(UsageError, match=message):
-        misotune(*arguments, "--model", tiny_model_dir, "--indicator")
+        misotune(*(tiny_model_dir if word == "MODEL" else word for word in arguments), "--indicator")
 
 
 def test_responses_made_elsewhere_are_refused(misotune, tmp_path):

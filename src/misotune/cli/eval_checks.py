@@ -70,7 +70,7 @@ def check_options(tasks: Sequence[str], given: Mapping[str, object]) -> None:
         refuse("only --endpoint URL has a use for it", "api_key_env", "concurrency")
     if given["base"]:
         refuse("--base keeps the scores in the run", "out")
-        refuse("the model that a run started from does not know [IND]; leave out --base, or", "indicator")
+        refuse("the model of --base does not know [IND]", "indicator")
     if foreign:
         refuse(f"{foreign[0]!r} is a task of lm-eval, whose prompts are not marked", "indicator")
     if "complexbench" not in tasks:
