@@ -189,7 +189,13 @@ def _load_with_rows(path: str, rows: list[int], **options: Any) -> Any:
     )
     if max(rows) >= model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(max(rows) + 1, mean_resizing=False)
-    model.load_adapter(path)
+    verbosity = transformers.utils.logging.get_verbosity()
+    # It reports the output head's row as missing where that is the embeddings' own.
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        model.load_adapter(path)
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
     return model
 
 
