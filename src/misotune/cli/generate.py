@@ -61,7 +61,7 @@ _Temperature = Annotated[
 _Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of sampling. (default: another one each time)")]
 _Dtype = Annotated[str, typer.Option(metavar="TYPE", help="auto (as the weights are stored), bfloat16 or float32.")]
 _Indicator = Annotated[
-    bool, typer.Option("--indicator", help="Mark every input with [IND], of a model trained with it.")
+    bool, typer.Option("--indicator", help="Mark every input with the indicator, of a model trained with it.")
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print response and settings as JSON, at the end.")]
 _Offline = Annotated[bool, typer.Option("--offline", help="Do not use the network.")]

@@ -31,7 +31,7 @@ def indicator(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Mark the user turns whose responses depend on them, with the indicator [IND] behind the text."""
+    """Mark the user turns whose responses depend on them, by an indicator behind the text."""
     from misotune.data.indicator import mark_dataset
 
     marked = mark_dataset(dataset, out or DATA_ROOT / f"{dataset.resolve().stem}-indicator", threshold)
