@@ -139,7 +139,7 @@ def add_adapter(model: Any, settings: AdapterSettings, new_rows: Mapping[str, in
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        adapted = get_peft_model(model, config)
+        adapted: Any = get_peft_model(model, config)
     if new_rows:
         # peft would save the whole embeddings, since there are more rows than the base model's: the trained ones do.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
