@@ -147,7 +147,7 @@ def test_an_adapter_is_exported_alone_with_its_row(base, marked, make_recipe, tm
         model={"name": str(base)}, data={"path": str(marked)}, lora=LORA, train={"max_steps": 2, "learning_rate": 3e-2}
     )
     run = train(recipe, recipe_text(recipe))
-    export_source(find_source(run.path), tmp_path / "adapter", ExportOptions(adapter_only=True))
+    export_source(find_source(run.path), tmp_path / "adapter", options=ExportOptions(adapter_only=True))
     check_export(tmp_path / "adapter")
     ours, theirs = (load_chat_model(str(path), dtype="float32") for path in (tmp_path / "adapter", run.final))
     ids = theirs.tokenizer("Who wrote it? [IND]", return_tensors="pt")["input_ids"]
