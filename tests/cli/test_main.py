@@ -246,13 +246,13 @@ def test_verbs_and_options_are_completed(line, offered):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("misotune train ", ["llama3_crab", "llama3_r1", "mistral_crab", "quickstart"]),
+        ("misotune train ", ["context_awareness", "llama3_crab", "llama3_r1", "mistral_crab", "quickstart"]),
         ("misotune launch slurm mi", ["mistral_crab"]),
         ("misotune recipe show q", ["quickstart"]),
         ("misotune preview --recipe q", ["quickstart"]),
         ("misotune eval i", ["ifeval", "ifeval-flatten"]),
         ("misotune eval ifeval sq", ["squad", "squad_v2"]),
-        ("misotune prepare ", ["crab", "sharegpt", "r1", "starter", "backtranslate", "mixture"]),
+        ("misotune prepare ", ["crab", "sharegpt", "r1", "starter", "backtranslate", "mixture", "indicator"]),
         ("misotune prepare --mo", ["--mode", "--model"]),
         ("misotune prepare crab --spl", ["--split"]),
         ("misotune prepare backtranslate st", ["starter"]),

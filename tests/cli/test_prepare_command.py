@@ -232,3 +232,21 @@ def test_the_next_command_is_bare_where_a_shipped_recipe_reads_the_default_place
     elsewhere = next_command(Path("my data/x"), "crab", "para")
     assert elsewhere == "misotune train recipes/llama3_crab.yaml 'data.path=my data/x'"
     assert next_command(Path("data/crab-flat"), "crab", "flat").endswith("data.path=data/crab-flat miso.mode=sft")
+
+
+def test_a_scored_dataset_is_marked_and_a_threshold_that_tells_nothing_apart_is_warned_of(run, tmp_path):
+    chat = {"role": "full", "messages": [{"role": "user", "content": "Sum it up"}]}
+    rows = [{"inputs": [chat], "output": "x", "dependency_by_turn": [score]} for score in (0.2, 0.7)]
+    (tmp_path / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("indicator", "scored.jsonl")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"marked +│ +1 ", result.stdout)
+    assert "share marked" in result.stdout
+    assert "50.0%" in result.stdout
+    assert "next: misotune train recipes/quickstart.yaml data.path=data/scored-indicator miso.mode=sft" in result.stdout
+    assert "warning" not in result.stderr
+    for threshold, which in (("0.9", "no"), ("0.1", "every")):
+        result = run("indicator", "scored.jsonl", "--threshold", threshold, "--json", "--out", "again")
+        assert f"warning: {which} turn is marked" in result.stderr
+        assert "Quantiles of the scores: 0% 0.200" in result.stderr
+        assert json.loads(result.stdout)["marked"] == (2 if which == "every" else 0)

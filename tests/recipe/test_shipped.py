@@ -21,8 +21,8 @@ def resolved_form(path: Path) -> str:
     return re.sub(r"# \S+\.yaml:\d+$", "# recipe", dump(load_recipe(path)), flags=re.MULTILINE)
 
 
-def test_the_four_recipes_are_shipped():
-    assert set(RECIPES) == {"quickstart", "llama3_crab", "mistral_crab", "llama3_r1"}
+def test_the_five_recipes_are_shipped():
+    assert set(RECIPES) == {"quickstart", "llama3_crab", "mistral_crab", "llama3_r1", "context_awareness"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -29,9 +29,10 @@ import json, os, signal, sys, time
 from pathlib import Path
 from misotune.training import shards
 from misotune.training.corpus import read_corpus
-from misotune.training.model import ModelSource, load_template
+from misotune.layout import ChatTemplate
+from misotune.training.model import ModelSource, load_tokenizer
 shards.SHARD_ROWS = 3
-template = load_template(ModelSource(sys.argv[2]))
+template = ChatTemplate(load_tokenizer(ModelSource(sys.argv[2])))
 def on_progress(done, total):
     if sys.argv[4] == "slow":
         time.sleep(0.1)
@@ -82,7 +83,7 @@ def start_process(dataset, template_dir, *, workers, does, barrier):
 
 @pytest.fixture
 def template_dir(tmp_path, template):
-    """A folder that `load_template` reads: the tokenizer, and a configuration for the loader to find."""
+    """A folder that `load_tokenizer` reads: the tokenizer, and a configuration for the loader to find."""
     template.tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     return tmp_path / "model"

@@ -47,6 +47,7 @@ def evaluate(
     batch_size: options.BatchSize = None,
     num_processes: options.NumProcesses = None,
     dtype: options.Dtype = None,
+    indicator: options.Indicator = False,
     as_json: options.AsJson = False,
     offline: options.Offline = False,
     fresh: options.Fresh = False,
@@ -92,6 +93,8 @@ def evaluate(
     from misotune.evaluation.tasks import NeedleGrid, TaskOptions
 
     source = None if responses is not None else find_source(model, messages, is_served=server is not None)
+    if indicator and source is not None and server is None:
+        _check_indicator(source)
     base_source = _base_of(source) if base and source is not None else None
     judge = _judge(judge_endpoint, judge_model, judge_api_key_env, judge_cache, judge_prompts, judge_concurrency)
     task_options = TaskOptions(
@@ -124,10 +127,10 @@ def evaluate(
         assert responses is not None
         _show(_score_responses(responses, ready, folders), None, compare or [], as_json=as_json)
         return
-    variant = None if steering is None else steering.label
+    variant = "-".join([*(["indicator"] if indicator else []), *([steering.label] if steering else [])]) or None
     places = [folder or source.result_folder(task.name, variant) for task, folder in zip(ready, folders, strict=True)]
     _check_folders(places, fresh)
-    asking = Asking(messages, harness_options, max_new_tokens)
+    asking = Asking(messages, harness_options, max_new_tokens, indicator)
     opened = LocalModel(
         source,
         messages,
@@ -142,7 +145,7 @@ def evaluate(
         score_base(asking, source, base_source, ready, found, batch_size, num_processes)
     discard(places)  # only now: the same command would not ask the first task's prompts again
     # A run and its base model are compared as they are.
-    _show(found, source if out is None and steering is None else None, compare or [], as_json=as_json)
+    _show(found, source if out is None and variant is None else None, compare or [], as_json=as_json)
 
 
 def _check_names(names: Sequence[str], include_path: Path | None) -> None:
@@ -173,6 +176,13 @@ def _tokens(tokenizer: str | None, source: "ModelSource | None", *, is_served: b
     if source is None or is_served:
         return None if tokenizer is None else load_model_tokens(tokenizer)
     return load_model_tokens(source.path)
+
+
+def _check_indicator(source: "ModelSource") -> None:
+    from misotune.evaluation.backends.chat_model import load_chat_tokenizer
+    from misotune.evaluation.marking import check_indicator
+
+    check_indicator(load_chat_tokenizer(source.path, source.revision), source.name)
 
 
 def _judge(

@@ -56,7 +56,7 @@ def check_options(tasks: Sequence[str], given: Mapping[str, object]) -> None:
     if is_answered:
         refuse(
             "--responses scores texts made elsewhere",
-            *("model", "base", "max_new_tokens", "batch_size", "num_processes", "dtype", "fresh"),
+            *("model", "base", "max_new_tokens", "batch_size", "num_processes", "dtype", "fresh", "indicator"),
             *("endpoint", "api_key_env", "concurrency"),
             "steer",
         )
@@ -73,8 +73,11 @@ def check_options(tasks: Sequence[str], given: Mapping[str, object]) -> None:
     if given["base"]:
         refuse("--base keeps the scores in the run", "out")
         refuse("--base compares models as they are", "steer")
+        refuse("the model of --base does not know [IND]", "indicator")
     if foreign:
-        refuse(f"{foreign[0]!r} is lm-eval's, and only misotune's own tasks can be steered", "steer")
+        refuse(
+            f"{foreign[0]!r} is lm-eval's, and only misotune's own tasks can be steered or marked", "steer", "indicator"
+        )
     if "complexbench" not in tasks:
         judges = [name for name in given if name.startswith("judge_")]
         refuse("only the task complexbench has a judge", *judges)

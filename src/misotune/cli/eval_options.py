@@ -117,6 +117,12 @@ RunModelCode = Annotated[
     ),
 ]
 Flatten = Annotated[bool, typer.Option("--flatten", help="With ifeval: also score IFEval-Flatten.")]
+Indicator = Annotated[
+    bool,
+    typer.Option(
+        "--indicator", help="Mark every prompt's last user turn with the indicator, of a model trained with it."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Do not use the network.")]
 Compare = Annotated[

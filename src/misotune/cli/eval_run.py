@@ -29,11 +29,13 @@ class Asking:
         messages: Where progress is shown.
         harness_options: What the user says about tasks of lm-eval.
         max_new_tokens: The longest response; None for the tasks' own.
+        indicator: Mark every prompt's last user turn.
     """
 
     messages: Console
     harness_options: "HarnessOptions"
     max_new_tokens: int | None
+    indicator: bool = False
 
     def score_all(
         self,
@@ -64,6 +66,7 @@ class Asking:
                         backend=server or (local and local.backend()),
                         keep_responses=True,
                         on_progress=on_progress,
+                        indicator=self.indicator,
                     )
 
             from misotune.evaluation.harness.evaluate import evaluate_harness

@@ -61,6 +61,9 @@ _Temperature = Annotated[
 ]
 _Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of sampling. (default: another one each time)")]
 _Dtype = Annotated[str, typer.Option(metavar="TYPE", help="auto (as the weights are stored), bfloat16 or float32.")]
+_Indicator = Annotated[
+    bool, typer.Option("--indicator", help="Mark every input with the indicator, of a model trained with it.")
+]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print response and settings as JSON, at the end.")]
 _Offline = Annotated[bool, typer.Option("--offline", help="Do not use the network.")]
 
@@ -77,6 +80,7 @@ def generate(
     temperature: _Temperature = 0.0,
     seed: _Seed = None,
     dtype: _Dtype = "auto",
+    indicator: _Indicator = False,
     as_json: _AsJson = False,
     offline: _Offline = False,
     steer: Steer = None,
@@ -107,6 +111,8 @@ def generate(
     for number, text in enumerate(texts, start=1):
         as_messages(text, f"input {number}")
     check_arguments(len(texts), weighting, numbers, positions)
+    if indicator:
+        texts = _marked(texts, source)
     messages.print(f"loading {source.path}", markup=False)
     settings = {
         "weighting": weighting,
@@ -121,7 +127,7 @@ def generate(
         source, texts, {**settings, "steering": steering}, seed=seed, dtype=dtype, shows_text=not as_json
     )
     if as_json:
-        content = {"model": source.name, **_to_json(found), **settings, "seed": seed}
+        content = {"model": source.name, **_to_json(found), **settings, "seed": seed, "indicator": indicator}
         content |= {} if steering is None else steering.settings
         sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     else:
@@ -168,6 +174,15 @@ def _find_source(model: str | None, messages: Console) -> "ModelSource":
     run = newest_finished_run()
     messages.print(f"the newest finished run: {run.path}", markup=False)
     return source_of_run(run)
+
+
+def _marked(texts: Sequence[str], source: "ModelSource") -> list[str]:
+    from misotune.evaluation.backends.chat_model import load_chat_tokenizer
+    from misotune.evaluation.marking import check_indicator
+    from misotune.indicator import with_indicator
+
+    check_indicator(load_chat_tokenizer(source.path, source.revision), source.name)
+    return [with_indicator(text) for text in texts]
 
 
 def _read_input(path: Path) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from misotune.cli import prepare_backtranslate, prepare_mixture
+from misotune.cli import prepare_backtranslate, prepare_indicator, prepare_mixture
 from misotune.cli.command import Command, Group
 from misotune.cli.prepare_options import (
     DATA_ROOT,
@@ -152,6 +152,7 @@ def prepare(
     misotune prepare SOURCE                 the rows of a source, file or hub data set
     misotune prepare backtranslate SOURCE   plain pairs, with constraints that the responses already meet
     misotune prepare mixture RECIPE         several sources, by weights or as mixed instructions
+    misotune prepare indicator DATASET      a scored dataset, its context-dependent turns marked
     """  # noqa: D301 (typer's mark for a paragraph that keeps its lines)
     chosen_mode = one_of("--mode", mode, MODES)
     chosen_join = None if join is None else one_of("--join", join, JOINS)
@@ -216,3 +217,4 @@ def _llm_step(endpoint: str, model: str, api_key_env: str | None, concurrency: i
 
 app.command("backtranslate", cls=Command)(prepare_backtranslate.backtranslate)
 app.command("mixture", cls=Command)(prepare_mixture.mixture)
+app.command("indicator", cls=Command)(prepare_indicator.indicator)

@@ -106,7 +106,7 @@ def preview(
 
     source = _model_source(model, settings)
     quiet_libraries()
-    reading = _reading(source, settings, mode or opened.manifest.get("mode"))
+    reading = _reading(source, settings, mode or opened.manifest.get("mode"), path)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     number = (0 if row or worst else _ROWS_ON_PAGE if html else _ROWS_ON_TERMINAL) if num is None else num
 
@@ -173,18 +173,18 @@ def _model_source(model: str | None, recipe: "Recipe | None") -> "ModelSource":
     return ModelSource(recipe.model.name, recipe.model.revision, template)
 
 
-def _reading(source: "ModelSource", recipe: "Recipe | None", mode: str | None) -> "Reading":
+def _reading(source: "ModelSource", recipe: "Recipe | None", mode: str | None, data: Path) -> "Reading":
     """Returns how training reads rows: by the recipe, or else by its defaults without limits on lengths."""
     from misotune.layout import Chunking
     from misotune.preview.reading import Reading
     from misotune.recipe.schema import MisoSection
-    from misotune.training.model import load_template
+    from misotune.training.added_token import load_template_for
     from misotune.training.shards import Limits, RowEncoder
 
     # Rows that were prepared for flat are pairs already, one input each; a file written by hand names no mode.
     chosen: Any = mode if mode in MODES and mode != "flat" else "para"
     miso = recipe.miso if recipe else MisoSection(mode=chosen)
-    template = load_template(source)
+    template, _ = load_template_for(source, data)
     chunking = None
     if miso.mode == "succ":
         bos = template.tokenizer.bos_token_id

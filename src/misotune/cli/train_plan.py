@@ -22,6 +22,8 @@ def plan_table(plan: dict[str, Any]) -> Table:
         table.add_row("chunks", f"{chunks['rows']:,} of the rows joined to {chunks['samples']:,} samples")
     if plan["cache"]["folder"]:
         table.add_row("tokens in", f"{plan['cache']['folder']} ({'found there' if plan['cache']['used'] else 'new'})")
+    if plan.get("new_token"):
+        table.add_row("vocabulary", plan["new_token"])
     for reason, dropped in data["dropped"].items():
         table.add_row("dropped", f"{dropped['samples']:,} x {reason} (first: row {dropped['first']})")
     table.add_row(

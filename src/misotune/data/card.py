@@ -29,7 +29,7 @@ rows = datasets.load_dataset("{name}", split="train")
 | --- | ---: |
 {table}
 
-{texts}`manifest.json` has the source's hash, the settings and the whole account.
+{indicator}{texts}`manifest.json` has the source's hash, the settings and the whole account.
 """
 
 _TEXTS = """\
@@ -38,6 +38,11 @@ _TEXTS = """\
 {figures}
 
 Languages: {languages}.
+
+"""
+_INDICATOR = """\
+{marked} of its {turns} user turns are marked as context-dependent: they end with `{token}`, since the dependency score
+of the response is above {threshold:g}. Training adds the token to the tokenizer.
 
 """
 _FIGURES = {
@@ -60,6 +65,7 @@ def dataset_card(name: str, manifest: Mapping[str, Any]) -> str:
         source=manifest["source"]["name"],
         mode=manifest["mode"],
         texts=_texts(manifest["statistics"]) if manifest.get("statistics") else "",
+        indicator=_INDICATOR.format(**manifest["indicator"]) if "indicator" in manifest else "",
         table="\n".join(f"| {what.replace('|', '/')} | {count} |" for what, count in lines),
     )
 

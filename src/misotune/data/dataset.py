@@ -80,6 +80,10 @@ class Dataset(Sequence[Sample]):
         groups = (self._load(group, [name]) for group in range(len(self._starts) - 1))
         return [value for table in groups for value in table.column(name).to_pylist()]
 
+    def has_column(self, name: str) -> bool:
+        """Returns whether the rows have a column of that name."""
+        return len(self) > 0 and name in self._group(0).column_names
+
     def _group(self, number: int) -> Any:
         if number not in self._loaded:
             self._loaded[number] = self._load(number, None)

@@ -1,18 +1,20 @@
 """Evaluates a model, or responses made elsewhere, on one task: `misotune eval` as two functions."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from misotune.evaluation.marking import SETTING, check_indicator, marked_prompts
 from misotune.evaluation.models import SCORES_ROOT, ModelSource, find_model, label
 from misotune.evaluation.responses import read_responses
 from misotune.evaluation.results import check_result_folder, write_result
 from misotune.evaluation.scores import Scores
 from misotune.evaluation.task import Sample, Task, prompts_sha256
 from misotune.evaluation.tasks import TaskOptions, load_task
+from misotune.indicator import INDICATOR
 from misotune.packages import installed_version
 from misotune.verifiers import SEED
 
@@ -38,6 +40,7 @@ def evaluate_model(
     backend: "Backend | None" = None,
     keep_responses: bool = False,
     notes: Sequence[str] = (),
+    indicator: bool = False,
 ) -> Scores:
     """Returns the scores of a model on a task, and writes the result folder.
 
@@ -59,6 +62,7 @@ def evaluate_model(
         keep_responses: Leave the kept responses there after the result is written: for a caller with more tasks to
             evaluate, who calls `discard_responses` after the last.
         notes: Kept with the scores.
+        indicator: Mark every prompt's last user turn with the context-dependency indicator.
 
     Raises:
         UsageError: A name or folder is wrong.
@@ -66,15 +70,19 @@ def evaluate_model(
     """
     source = model if isinstance(model, ModelSource) else _find_source(str(model), backend)
     task = load_task(task, TaskOptions(limit=limit, offline=offline)) if isinstance(task, str) else task
-    folder = out or source.result_folder(task.name)
+    folder = out or source.result_folder(task.name, SETTING if indicator else None)
     check_result_folder(folder)
 
     from misotune.evaluation.backends.base import generate_responses
     from misotune.evaluation.backends.response_cache import cache_path, discard_responses
 
+    backend = backend or _hf_backend(loaded, source, dtype, batch_size)
+    tokenizer = getattr(backend, "tokenizer", None)  # a server's model is not known here
+    if indicator and tokenizer is not None:
+        check_indicator(tokenizer, source.name)
     generated = generate_responses(
-        backend or _hf_backend(loaded, source, dtype, batch_size),
-        [prompt.messages for prompt in task.prompts],
+        backend,
+        marked_prompts([prompt.messages for prompt in task.prompts], is_marked=indicator),
         max_new_tokens=max_new_tokens or task.max_new_tokens,
         cache=cache_path(folder),
         on_progress=on_progress,
@@ -85,7 +93,7 @@ def evaluate_model(
         source.name,
         folder,
         samples,
-        settings={**generated.settings, **task.scoring.settings},
+        settings={**generated.settings, **({SETTING: INDICATOR} if indicator else {}), **task.scoring.settings},
         generation=asdict(generated.account),
         notes=notes,
     )
@@ -157,8 +165,7 @@ def _finish(
 ) -> Scores:
     limit = len(task.prompts) if len(task.prompts) < len(task.all_prompts) else None
     summary = task.scoring.summarize(samples)
-    steered = _steered_words(settings)
-    steered_notes = [] if steered is None else [f"{steered}: attention to all but the user's tokens is scaled"]
+    variant = list(_variant_words(settings))
     scores = Scores(
         task=task.name,
         model=model,
@@ -173,21 +180,22 @@ def _finish(
         seed=SEED,
         versions=_versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes=(*task.notes, *notes, *steered_notes, *summary.notes),
+        notes=(*task.notes, *notes, *variant, *summary.notes),
         folder=folder,
     )
-    name = scores.model if steered is None else f"{scores.model}, {steered}"
-    draw = None if task.draw is None else functools.partial(task.draw, samples, name)
+    drawn = ", ".join([scores.model, *variant])
+    draw = None if task.draw is None else functools.partial(task.draw, samples, drawn)
     write_result(folder, scores, samples, draw)
     return scores
 
 
-def _steered_words(settings: Mapping[str, Any]) -> str | None:
-    """Returns how the model was steered; None: it was not."""
-    if "steer" not in settings:
-        return None
-    parts = [f"{what} {settings[f'steer_{what}']}" for what in ("layers", "heads") if f"steer_{what}" in settings]
-    return ", ".join([f"steered by {settings['steer']:g}", *parts])
+def _variant_words(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yields in what the model or its prompts are not as they were trained or published."""
+    if SETTING in settings:
+        yield f"prompts with {settings[SETTING]}"
+    if "steer" in settings:
+        parts = [f"{what} {settings[f'steer_{what}']}" for what in ("layers", "heads") if f"steer_{what}" in settings]
+        yield ", ".join([f"steered by {settings['steer']:g}", *parts])
 
 
 def _versions() -> dict[str, str]:

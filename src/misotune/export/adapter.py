@@ -95,7 +95,7 @@ def merge_adapter(
     if dtype == torch.float32:
         plain_base.float()  # to compare in it, too
     weights = _read_weights(folder / ADAPTER_WEIGHTS)
-    resize_embeddings(plain_base, weights)
+    resize_embeddings(plain_base, weights, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns of its own and transformers' deprecations
         model: Any = PeftModel.from_pretrained(plain_base, str(folder), torch_device="cpu").eval()

@@ -79,7 +79,7 @@ def _open_adapter(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         base = base.dequantize()
     folder = Path(request["checkpoint"])
     weights = load_file(folder / "adapter_model.safetensors")
-    resize_embeddings(base, weights)
+    resize_embeddings(base, weights, folder)
     model: Any = PeftModel.from_pretrained(base, str(folder), torch_device="cpu").eval()
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=has_embeddings(weights)))
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -101,11 +101,15 @@ def has_embeddings(weights: dict[str, Any]) -> bool:
     return any(name.endswith((".embed_tokens.weight", ".lm_head.weight", ".wte.weight")) for name in weights)
 
 
-def resize_embeddings(base: Any, weights: dict[str, Any]) -> None:
-    """Gives the base model as many tokens as the embeddings that an adapter's file holds, if it holds some."""
+def resize_embeddings(base: Any, weights: dict[str, Any], folder: Path) -> None:
+    """Gives the base model as many tokens as an adapter has: by its embeddings, or by the rows that it brings along."""
+    size = base.get_input_embeddings().num_embeddings
     sizes = {len(weight) for name, weight in weights.items() if name.endswith((".embed_tokens.weight", ".wte.weight"))}
-    if sizes and sizes != {base.get_input_embeddings().num_embeddings}:
-        base.resize_token_embeddings(sizes.pop())
+    rows = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("trainable_token_indices")
+    if isinstance(rows, dict):
+        sizes.add(max([size, *(row + 1 for found in rows.values() for row in found)]))
+    if sizes and sizes != {size}:
+        base.resize_token_embeddings(sizes.pop(), mean_resizing=False)
 
 
 def _generate(model: Any, tokenizer: Any, request: dict[str, Any], *, is_sound: bool) -> dict[str, Any]:

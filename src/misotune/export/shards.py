@@ -107,9 +107,9 @@ def save_consolidated_adapter(folder: Path, out: Path) -> int:
 
     weights = {
         # peft saves without the adapter's name.
-        name.replace(".default.", "."): whole(weight).clone()
+        name.replace(".default.", ".").removesuffix(".default"): whole(weight).clone()
         for name, weight in consolidated(folder).items()
-        if ".lora_" in name or "modules_to_save.default" in name
+        if any(part in name for part in (".lora_", "modules_to_save.default", "trainable_tokens_delta.default"))
     }
     if not weights:
         raise RunError(f"{folder}: DeepSpeed's files hold no weights of an adapter; export another step")

@@ -11,6 +11,7 @@ from misotune.errors import UsageError
 from misotune.layout import ChatTemplate, Chunking
 from misotune.recipe.schema import LoraSection, Recipe
 from misotune.runs import RunFolder
+from misotune.training.added_token import NewToken, add_rows, embedding_names
 from misotune.training.batches import NOT_FOR_THE_MODEL, MicroBatches
 from misotune.training.cross_entropy import Kind
 from misotune.training.engine import Engine
@@ -69,15 +70,18 @@ def _adapter_settings(lora: LoraSection, seed: int) -> AdapterSettings:
     )
 
 
-def build_model(recipe: Recipe, engine: Engine, *, is_bf16: bool) -> Any:
-    """Returns the recipe's model, loaded for training, with its adapter."""
+def build_model(recipe: Recipe, engine: Engine, *, is_bf16: bool, new_token: NewToken | None = None) -> Any:
+    """Returns the recipe's model, loaded for training, with its adapter and the rows of a new token."""
     quantization = recipe.lora.quantization if recipe.lora else "none"
     model = load_model(model_source(recipe), weights_format(recipe, engine, is_bf16=is_bf16), quantization)
+    if new_token is not None:
+        add_rows(model, new_token)
     if recipe.train.gradient_checkpointing:
         checkpoint_activations(model)
     if recipe.lora is None:
         return model
-    return add_adapter(model, _adapter_settings(recipe.lora, recipe.seed))
+    new_rows = None if new_token is None else dict.fromkeys(embedding_names(model), new_token.id)
+    return add_adapter(model, _adapter_settings(recipe.lora, recipe.seed), new_rows)
 
 
 def model_plan(recipe: Recipe, config: Any, engine: Engine, cross_entropy: Kind) -> ModelPlan:

@@ -210,7 +210,8 @@ class _LossHead:
         module: Any = self.module
         # A third of the tokens compared, so that the comparison has several chunks.
         chunk = -(-len(targets) // 3) if self.is_comparing else self.chunk
-        if self.kind == "liger":
+        # With a trained row (peft), the weights of the head are not all in `weight`.
+        if self.kind == "liger" and not hasattr(module, "token_adapter"):
             return liger_losses(hidden[0], module.weight, module.bias, targets)
         if type(module) is nn.Linear:
             dtype = _compute_dtype(hidden)

@@ -1,6 +1,8 @@
 """Loading the model and tokenizer to be trained, and adapters."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,6 @@ from misotune.attention import ATTENTION_NAME, check_model, register
 from misotune.attention.model import describe_kernel
 from misotune.errors import UsageError
 from misotune.hub import require_model
-from misotune.layout import ChatTemplate
 from misotune.layout.template import read_template
 from misotune.quantization import keep_layout, quantization_settings
 
@@ -37,16 +38,16 @@ class AdapterSettings:
     seed: int = 0
 
 
-def load_template(source: ModelSource) -> ChatTemplate:
-    """Returns the model's tokenizer and chat template.
+def load_tokenizer(source: ModelSource) -> Any:
+    """Returns the model's tokenizer, with the chat template that is named.
 
     Raises:
-        UsageError: There is no such model, or it has no chat template and none is named.
+        UsageError: There is no such model, or no such template.
     """
     tokenizer = _load(AutoTokenizer, source)
     if source.chat_template is not None:
         tokenizer.chat_template = read_template(source.chat_template)
-    return ChatTemplate(tokenizer)
+    return tokenizer
 
 
 def load_config(source: ModelSource, max_length: int) -> Any:
@@ -106,9 +107,26 @@ def load_model(source: ModelSource, dtype: torch.dtype | str, quantization: str 
     return model
 
 
-def add_adapter(model: Any, settings: AdapterSettings) -> Any:
-    """Returns the model with LoRA adapters; only they are trained."""
+def add_adapter(model: Any, settings: AdapterSettings, new_rows: Mapping[str, int] | None = None) -> Any:
+    """Returns the model with LoRA adapters; only they are trained.
+
+    Args:
+        model: The model.
+        settings: The adapters'.
+        new_rows: By the name of the module with embeddings, the row that is trained beside them.
+
+    Raises:
+        UsageError: An adapter and a row are wanted of the same module.
+    """
     from peft import LoraConfig, get_peft_model
+
+    targets = settings.target_modules
+    for name in new_rows or {}:
+        if not isinstance(targets, str) and name.rpartition(".")[2] in targets:
+            raise UsageError(
+                f"lora.target_modules: {name.rpartition('.')[2]} gets a row for the token that the dataset adds, which "
+                "goes without an adapter there; leave it out"
+            )
 
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -117,10 +135,15 @@ def add_adapter(model: Any, settings: AdapterSettings) -> Any:
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
         use_rslora=settings.use_rslora,
+        trainable_token_indices={name: [row] for name, row in new_rows.items()} if new_rows else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return get_peft_model(model, config)
+        adapted: Any = get_peft_model(model, config)
+    if new_rows:
+        # peft would save the whole embeddings, since there are more rows than the base model's: the trained ones do.
+        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
 
 
 def checkpoint_activations(model: Any) -> None:

@@ -11,6 +11,7 @@ from misotune.errors import UsageError
 from misotune.layout import ChatTemplate
 from misotune.quantization import check_bitsandbytes
 from misotune.recipe.schema import Recipe
+from misotune.training.added_token import NewToken, describe_token, load_template_for
 from misotune.training.batches import MicroBatches
 from misotune.training.building import build_model, chunking_of, model_plan, model_source
 from misotune.training.corpus import Corpus, read_corpus
@@ -21,7 +22,6 @@ from misotune.training.liger import check_liger
 from misotune.training.model import (
     choose_kernel,
     load_config,
-    load_template,
 )
 from misotune.training.plan import make_plan
 from misotune.training.ranks import launch
@@ -55,6 +55,7 @@ class PreparedRun:
     """What a run needs before its model is loaded."""
 
     template: ChatTemplate
+    new_token: NewToken | None
     corpus: Corpus
     micro_batches: MicroBatches
     plan: dict[str, Any]
@@ -85,7 +86,12 @@ def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> Prepar
     if recipe.lora and recipe.lora.quantization != "none":
         check_bitsandbytes(f"lora.quantization '{recipe.lora.quantization}'")
     cross_entropy, cross_entropy_text = choose_cross_entropy(recipe.train.cross_entropy, config, has_cuda=has_cuda)
-    template = load_template(source)
+    template, new_token = load_template_for(source, Path(recipe.data.path))
+    if new_token is not None and recipe.lora and recipe.lora.quantization != "none":
+        raise UsageError(
+            f"lora.quantization: {recipe.data.path} needs the new token {new_token.text}, and quantised models are "
+            "trained without new tokens; leave lora.quantization out"
+        )
     chunking = chunking_of(recipe, template)
     corpus = read_corpus(
         Path(recipe.data.path),
@@ -137,6 +143,7 @@ def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> Prepar
     plan = make_plan(recipe, corpus, micro_batches, kernel) | {
         "cross_entropy": cross_entropy_text,
         "engine": engine.name,
+        "new_token": describe_token(new_token, config),
     }
     if launch.is_main_process():
         plan |= plan_resources(
@@ -148,7 +155,7 @@ def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> Prepar
             has_trial_save=recipe.train.trial_save,
         )
         plan["time"] = earlier_speed(Path(recipe.output.runs_dir), plan)
-    return PreparedRun(template, corpus, micro_batches, plan, cross_entropy, engine)
+    return PreparedRun(template, new_token, corpus, micro_batches, plan, cross_entropy, engine)
 
 
 def measure_plan(recipe: Recipe, prepared: PreparedRun) -> dict[str, Any]:
@@ -159,7 +166,7 @@ def measure_plan(recipe: Recipe, prepared: PreparedRun) -> dict[str, Any]:
     """
     plan, is_bf16 = prepared.plan, recipe.train.precision == "bf16"
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model = build_model(recipe, prepared.engine, is_bf16=is_bf16)
+    model = build_model(recipe, prepared.engine, is_bf16=is_bf16, new_token=prepared.new_token)
     index = plan["memory"].get("row", {}).get("index", 0)
     try:
         measured = measure_row(

@@ -43,6 +43,7 @@ _SAME_WHEN_RESUMED = (
     "model",
     "dataset",
     "data",
+    "new_token",
     "mode",
     "weighting",
     "weights",
@@ -190,7 +191,7 @@ def _train(
         recipe, run, prepared.micro_batches, engine=prepared.engine, is_universal=is_universal(checkpoint)
     )
     is_bf16 = recipe.train.precision == "bf16"
-    model = build_model(recipe, prepared.engine, is_bf16=is_bf16)
+    model = build_model(recipe, prepared.engine, is_bf16=is_bf16, new_token=prepared.new_token)
     if recipe.train.liger_kernels:
         use_liger(model, prepared.micro_batches[0], arguments.device, _teller(run, watcher), is_bf16=is_bf16)
     end_turns(model, int(prepared.corpus.samples[0].output[-1]))

@@ -103,9 +103,12 @@ def load_chat_model(
     require_model(path, revision)
     loaded = load_chat_tokenizer(tokenizer or path, None if tokenizer else revision)
     with _loading(path):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto" if dtype == "auto" else getattr(torch, dtype), **_at(revision)
-        )
+        options = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
+        rows = _adapter_rows(path)
+        if rows:
+            model: Any = _load_with_rows(path, rows, **options)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, **options, **_at(revision))
     if device.type == "cpu" and model.dtype == torch.float16:
         model = model.float()
     eos_ids = ChatTemplate(loaded).end_ids(model.generation_config.eos_token_id, loaded.eos_token_id)
@@ -169,6 +172,31 @@ def _tokenizer_path(path: str) -> str:
     if not adapter.is_file() or (folder / "tokenizer_config.json").is_file():
         return path
     return json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def _adapter_rows(path: str) -> list[int]:
+    """Returns the rows of the embeddings that an adapter brings along: those of tokens that training added."""
+    config = Path(path) / "adapter_config.json"
+    rows = json.loads(config.read_text(encoding="utf-8")).get("trainable_token_indices") if config.is_file() else None
+    return [row for found in rows.values() for row in found] if isinstance(rows, dict) else []
+
+
+def _load_with_rows(path: str, rows: list[int], **options: Any) -> Any:
+    """Returns the base model of an adapter with its rows; transformers makes no room for them by itself."""
+    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        config["base_model_name_or_path"], revision=config.get("revision") or "main", **options
+    )
+    if max(rows) >= model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(max(rows) + 1, mean_resizing=False)
+    verbosity = transformers.utils.logging.get_verbosity()
+    # It reports the output head's row as missing where that is the embeddings' own.
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        model.load_adapter(path)
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    return model
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ _NEEDED = ("task", "model", "prompts_sha256")
 # Settings that differ without any say in the scores, or that are told in other words.
 _NOT_NOTED = ("limit", "responses")
 # Settings that are kept only where they are chosen.
-_CHOSEN = ("steer", "steer_layers", "steer_heads")
+_CHOSEN = ("steer", "steer_layers", "steer_heads", "indicator")
 # Its keys are KEY-INDEX: the prompts of one KEY come from one prompt of IFEval.
 _FLATTENED = "ifeval-flatten"
 

@@ -119,7 +119,7 @@ def _widened_by_layer(model: Any) -> Iterator[None]:
 
     def widen(module: nn.Module, _arguments: Any) -> None:
         # A quantised weight is what it is.
-        weights = [weight for weight in module.parameters(recurse=False) if weight.is_floating_point()]
+        weights = [weight for weight in _own_weights(module) if weight.is_floating_point()]
         stored[module] = [(weight, weight.data) for weight in weights]
         for weight in weights:
             weight.data = weight.data.float()
@@ -130,10 +130,15 @@ def _widened_by_layer(model: Any) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for module in model.modules():
-            if any(True for _ in module.parameters(recurse=False)):
+            if any(True for _ in _own_weights(module)):
                 hooks.callback(module.register_forward_pre_hook(widen).remove)
                 hooks.callback(module.register_forward_hook(restore, always_call=True).remove)
         yield
+
+
+def _own_weights(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Returns the weights that a module computes with; peft's for trained rows uses those of the one within it."""
+    return module.parameters(recurse=hasattr(module, "trainable_tokens_delta"))
 
 
 def _has_master_weights(trainer: MisoTrainer) -> bool:
