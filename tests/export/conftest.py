@@ -1,5 +1,6 @@
 import json
 import shutil
+from hashlib import sha256
 
 import pytest
 from tests.conftest import make_tokenizer
@@ -31,12 +32,12 @@ def write_probe(run, model):
     import torch
     from safetensors.torch import save_file
 
-    template = ChatTemplate(make_tokenizer())
-    ids = torch.tensor(template.encode(ROW, add_generation_prompt=False))
+    ids = torch.tensor(ChatTemplate(make_tokenizer()).encode(ROW, add_generation_prompt=False))
     with torch.no_grad():
         logits = model.eval()(input_ids=ids[None]).logits[0, -16:].float()
     dtype = str(model.dtype).removeprefix("torch.")
-    facts = {"dtype": dtype, "chat_template_sha256": template.sha256}
+    template = sha256((run.final / "chat_template.jinja").read_bytes()).hexdigest()
+    facts = {"dtype": dtype, "chat_template_sha256": template}
     save_file({"input_ids": ids, "logits": logits.contiguous()}, run.probe, metadata=facts)
 
 

@@ -7,7 +7,7 @@ The per-call facts travel as a keyword argument of `model.forward`, which transf
 """
 
 # transformers' own functions are typed in part.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
