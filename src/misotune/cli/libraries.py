@@ -1,6 +1,7 @@
 """What a command sets before it imports the large libraries: they should be silent unless something is wrong."""
 
 import io
+import logging
 import os
 import warnings
 from contextlib import redirect_stdout
@@ -17,12 +18,16 @@ def quiet_libraries() -> None:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     # The tokenizers' own threads warn whenever a process that used them forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+    # transformers' Trainer accumulates itself and tells accelerate of one step; DeepSpeed's number is ours, and taken.
+    logging.getLogger("accelerate.accelerator").addFilter(lambda line: "steps mismatch" not in line.getMessage())
+    from transformers.utils import logging as transformers_logging
 
     if os.environ.get("WANDB_MODE") == "offline":
         # The import prints a line to standard output, which is for results.
         with redirect_stdout(io.StringIO()):
             import transformers.integrations.integration_utils  # noqa: F401
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    # peft asks transformers by the old name.
+    warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing`")
