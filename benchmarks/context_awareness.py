@@ -28,7 +28,7 @@ TASKS = {
 ALPACA, SHAREGPT = "chat/alpaca_en_demo.json.gz", "chat/sharegpt_sample.jsonl.gz"
 # Other than in recipes/context_awareness.yaml: for a chat model of 135 million parameters and hundreds of rows.
 CHANGES = (
-    *("model.chat_template=null", "data.max_length=1024", "train.epochs=2", "train.batch_size=16"),
+    *("model.chat_template=null", "data.max_length=1024", "train.epochs=1", "train.batch_size=16"),
     *("train.learning_rate=1e-4", "train.gradient_checkpointing=false", "train.save_every_steps=null"),
 )
 
@@ -73,8 +73,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threshold", required=True, help="of the scores of this model; look at them first")
     parser.add_argument("--layers", default=None, help="as of misotune inspect dependency")
     parser.add_argument("--alpaca", type=int, default=400, help="rows")
-    parser.add_argument("--sharegpt", type=int, default=60, help="rows")
-    parser.add_argument("--limit", type=int, default=200, help="questions of a task")
+    parser.add_argument("--sharegpt", type=int, default=24, help="rows")
+    parser.add_argument("--limit", type=int, default=120, help="questions of a task")
     parser.add_argument("--needle", nargs=3, type=int, default=(6, 6, 3000), metavar=("LENGTHS", "DEPTHS", "MAX"))
     parser.add_argument("--steer", nargs="*", default=["0.95", "0.8"], metavar="ALPHA")
     options = parser.parse_args()
