@@ -5,6 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine's example may take a second: times belong into benchmarks.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Else deepspeed, which transformers imports, prints that it found no GPU.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")

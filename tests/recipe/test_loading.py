@@ -409,7 +409,7 @@ def test_an_installed_package_brings_its_recipes(tmp_path, monkeypatch):
     [
         (
             "quikstart",
-            "quikstart: no such recipe; did you mean 'quickstart'? shipped recipes: llama3_crab, llama3_r1, ",
+            "quikstart: no such recipe; did you mean 'quickstart'? shipped recipes: context_awareness, llama3_crab, ",
         ),
         ("/none/quickstart.yaml", "/none/quickstart.yaml: no such recipe; did you mean 'quickstart'?"),
         ("zzz.yaml", "zzz.yaml: no such recipe; shipped recipes: "),
