@@ -94,15 +94,15 @@ def test_layers_are_named_by_numbers_and_ranges(text, layers):
     assert parse_layers(text, 12) == layers
 
 
-@pytest.mark.parametrize("text", ["0", "13", "4-2", "2-13", "1-999999999999"])
+@pytest.mark.parametrize("text", ["13", "2-13", "1,12-9999"])
 def test_layers_that_the_model_does_not_have_are_refused(text):
     with pytest.raises(UsageError, match=f"--layers {text}: the model has layers 1 to 12"):
         parse_layers(text, 12)
 
 
-@pytest.mark.parametrize("text", ["", "two", "2-", "-2", "1,,2"])
+@pytest.mark.parametrize("text", ["", "two", "2-", "-2", "1,,2", "0", "4-2", "1-999999999999"])
 def test_what_names_no_layers_is_refused(text):
-    with pytest.raises(UsageError, match="name layers as 20, as 8,20 or 8-20, or all"):
+    with pytest.raises(UsageError, match=f"--layers {text}: numbers from 1 to 9,999, such as 20, 8,20 or 8-20"):
         parse_layers(text, 12)
 
 

@@ -287,7 +287,7 @@ def test_a_steered_model_is_scored_apart_and_says_so(misotune_eval, tiny_model_d
         (["gsm8k", "--steer", "0.9"], "'gsm8k' is lm-eval's, and only misotune's own tasks can be steered"),
         (["ifeval", "--steer", "0.9", "--base"], "--base compares models as they are; leave out --steer"),
         (["ifeval", "--steer", "95"], "--steer 95: a number above 0 and at most 1"),
-        (["ifeval", "--steer", "0.9", "--steer-heads", "x"], "--steer-heads x: numbers from 1 on"),
+        (["ifeval", "--steer", "0.9", "--steer-heads", "x"], "--steer-heads x: numbers from 1 to 9,999"),
         (["ifeval", "--steer-layers", "1"], "--steer-layers belongs to --steer ALPHA"),
     ],
 )

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import make_tokenizer
+from tests.training.rank_driver import train_on_two_ranks
+from tests.training.test_distributed import SETTINGS, TOLERANCE, check_against, final_weights
 from tests.training.test_quantized import LORA, read_losses, recipe_text
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -193,3 +195,24 @@ def test_what_goes_without_a_new_token_is_refused_in_one_line(marked, make_recip
     recipe = make_recipe(data={"path": str(marked)}, lora=LORA | {"target_modules": ["q_proj", "embed_tokens"]})
     with pytest.raises(UsageError, match=r"lora\.target_modules: embed_tokens gets a row"):
         train(recipe, recipe_text(recipe))
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["tied"], indirect=True)
+def test_two_ranks_and_zero_3_train_the_row_as_one_process(base, marked, make_recipe, tmp_path):
+    settings = {**SETTINGS, "precision": "fp32"}
+    made = {"model": {"name": str(base)}, "data": {"path": str(marked)}, "train": settings}
+    plain = train(make_recipe("plain", **made), "name: test\n")
+    engines = {"ddp": None, "zero-3": {"stage": 3}}
+    runs = train_on_two_ranks([make_recipe(name, **made, deepspeed=engines[name]) for name in engines], tmp_path)
+    start = AutoModelForCausalLM.from_pretrained(base)
+    add_rows(start, load_template_for(sources(base), marked)[1])
+    start.save_pretrained(tmp_path / "start")
+    check_against(plain, runs, load_file(tmp_path / "start" / "model.safetensors"), TOLERANCE)
+    assert len(load_file(plain.final / "model.safetensors")["model.embed_tokens.weight"]) == NUM_TOKENS + 1
+    adapters = make_recipe("lora-zero-3", **made, lora=LORA, deepspeed={"stage": 3})
+    (run,) = train_on_two_ranks([adapters], tmp_path)
+    one = train(make_recipe("lora", **made, lora=LORA), "name: test\n")
+    check_against(one, [run], {name: 0 * weight for name, weight in final_weights(one).items()}, TOLERANCE)
+    assert export_run(run, tmp_path / "export").proof.difference < 1e-4

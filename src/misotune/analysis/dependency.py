@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from misotune.attention.steering import parse_numbers
 from misotune.errors import UnsupportedModelError, UsageError
 
 OBSERVED_NAME = "dependency-observed"
@@ -50,14 +51,10 @@ def parse_layers(text: str | None, num_layers: int) -> tuple[int, ...]:
         return (middle_layer(num_layers),)
     if text == "all":
         return tuple(range(1, num_layers + 1))
-    try:
-        parts = [part.partition("-") for part in text.split(",")]
-        ranges = [(int(first), int(last if dash else first)) for first, dash, last in parts]
-    except ValueError:
-        raise UsageError(f"--layers {text}: name layers as 20, as 8,20 or 8-20, or all") from None
-    if not all(1 <= first <= last <= num_layers for first, last in ranges):
-        raise UsageError(f"--layers {text}: the model has layers 1 to {num_layers}, and a range goes upward")
-    return tuple(sorted({layer for first, last in ranges for layer in range(first, last + 1)}))
+    numbers = parse_numbers(text, "--layers")
+    if numbers[-1] > num_layers:
+        raise UsageError(f"--layers {text}: the model has layers 1 to {num_layers}")
+    return numbers
 
 
 def dependency_scores(shares: Float[Tensor, "L H Y"], responses: Sequence[slice]) -> list[Float[Tensor, " L"]]:

@@ -22,6 +22,8 @@ from misotune.errors import UnsupportedModelError, UsageError
 
 # Flash attention on CUDA takes head sizes that this divides.
 _HEAD_SIZES = 8
+# More layers or heads than any model has: a range is written out before the model is known.
+_MOST = 9_999
 # The user's tokens of rows of different lengths are one tensor.
 _PADDING = False
 
@@ -219,8 +221,8 @@ def parse_numbers(text: str, option: str) -> tuple[int, ...]:
         ranges = [(int(first), int(last if dash else first)) for first, dash, last in parts]
     except ValueError:
         ranges = []
-    if not ranges or not all(1 <= first <= last for first, last in ranges):
-        raise UsageError(f"{option} {text}: numbers from 1 on, such as 20, 8,20 or 8-20")
+    if not ranges or not all(1 <= first <= last <= _MOST for first, last in ranges):
+        raise UsageError(f"{option} {text}: numbers from 1 to {_MOST:,}, such as 20, 8,20 or 8-20")
     return tuple(sorted({number for first, last in ranges for number in range(first, last + 1)}))
 
 
