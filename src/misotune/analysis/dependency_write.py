@@ -15,7 +15,6 @@ from misotune.analysis.dependency_table import Dependency
 from misotune.data.dataset import DATA_FILE, MANIFEST_FILE, open_dataset, read_manifest
 from misotune.data.files import BrokenRow, read_rows
 from misotune.data.indicator import COLUMN, TURNS_COLUMN
-from misotune.data.indicator import COLUMN, TURNS_COLUMN
 from misotune.errors import DataError, RunError, UsageError
 from misotune.storage import sha256_of, whole_folder, write_whole
 
