@@ -50,8 +50,8 @@ def main() -> None:
     for name, rows in (("plain", "rows.jsonl"), ("marked", "marked")):
         train(options, name, rows)
     base = Answering("base", options.model)
-    plain, marked = Answering("plain", "plain"), Answering("marked", "marked")
-    indicated = Answering("marked-indicator", "marked", ("--indicator",))
+    plain, marked = Answering("plain", "runs/plain"), Answering("marked", "runs/marked")
+    indicated = Answering("marked-indicator", "runs/marked", ("--indicator",))
     for answering in (base, plain, marked, indicated):
         for task in TASKS:
             evaluate(options, answering, task, files[task])
@@ -59,7 +59,9 @@ def main() -> None:
         evaluate(
             options, Answering(f"base-steer-{alpha}", options.model, ("--steer", alpha)), "needle", files["needle"]
         )
-        evaluate(options, Answering(f"plain-steer-{alpha}", "plain", ("--steer", alpha)), "needle", files["needle"])
+        evaluate(
+            options, Answering(f"plain-steer-{alpha}", "runs/plain", ("--steer", alpha)), "needle", files["needle"]
+        )
     for task in TASKS:
         compare(options, task)
 
@@ -75,8 +77,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--alpaca", type=int, default=400, help="rows")
     parser.add_argument("--sharegpt", type=int, default=24, help="rows")
     parser.add_argument("--limit", type=int, default=120, help="questions of a task")
-    parser.add_argument("--needle", nargs=3, type=int, default=(6, 6, 3000), metavar=("LENGTHS", "DEPTHS", "MAX"))
-    parser.add_argument("--steer", nargs="*", default=["0.95", "0.8"], metavar="ALPHA")
+    parser.add_argument("--needle", nargs=3, type=int, default=(4, 5, 2000), metavar=("LENGTHS", "DEPTHS", "MAX"))
+    parser.add_argument("--steer", nargs="*", default=["0.95"], metavar="ALPHA")
     options = parser.parse_args()
     if Path(options.model).is_dir():
         options.model = str(Path(options.model).resolve())
