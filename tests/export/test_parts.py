@@ -27,6 +27,11 @@ def test_the_tolerance_is_that_of_the_coarser_format(dtypes, tolerance):
     assert tolerance_of(*dtypes) == tolerance
 
 
+@pytest.mark.parametrize(("rounded_to", "tolerance"), [(None, 1e-4), ("bfloat16", 1e-1), ("float16", 5e-2)])
+def test_weights_that_were_rounded_have_a_tolerance_of_their_own(rounded_to, tolerance):
+    assert tolerance_of("float32", rounded_to=rounded_to) == tolerance
+
+
 def test_a_constant_on_all_logits_is_no_difference_and_a_scale_is():
     logits = torch.randn(16, 50, generator=torch.Generator().manual_seed(0))
     assert relative_difference(logits + 3, logits) < 1e-6

@@ -78,7 +78,7 @@ def test_what_is_no_size_is_refused(size):
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 5e-2), ("float16", 5e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-1), ("float16", 5e-2)])
 def test_an_export_in_another_format_is_proved_to_its_tolerance(full_run, tmp_path, dtype, tolerance):
     from transformers import AutoModelForCausalLM
 

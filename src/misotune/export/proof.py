@@ -124,7 +124,7 @@ def prove(
     found, logits = open_checkpoint(folder, opening, subject)
     check_contents(found, subject)
     check_chat(found, chat, subject)
-    tolerance = tolerance_of(found["computed_in"], probe.dtype, rounded_to or probe.dtype)
+    tolerance = tolerance_of(found["computed_in"], probe.dtype, rounded_to=rounded_to)
     difference, num_same_token = check_logits(logits, probe, tolerance, subject)
     return Proof(
         difference=difference,
