@@ -226,6 +226,7 @@ def cost(results: Results, model: str) -> str:
                 f"{found[key]:,.0f} {key.replace('_', ' ')} in place of {baseline[key]:,.0f}" for key in other
             )
             told.append(f"`{variant}` differs from `{BASELINE}`: {what}.")
+        told += [f"`{variant}`, seed {r['seed']}, dropped {d}." for r in records if (d := r["training"]["dropped"])]
     heading = [
         "",
         "samples",

@@ -9,6 +9,7 @@ study = pytest.importorskip("benchmarks.study.__main__", reason="run from the re
 
 import yaml  # noqa: E402
 from benchmarks.study import rows, table  # noqa: E402
+from benchmarks.study.driver import Study  # noqa: E402
 from benchmarks.study.forms import FOLDER, FULL, VARIANTS  # noqa: E402
 from benchmarks.study.pieces import Training, read_training  # noqa: E402
 from benchmarks.study.results import ResultFile, choose_rate, read_results  # noqa: E402
@@ -134,6 +135,29 @@ def test_a_dry_run_of_the_reduced_study_scores_runs_at_the_best_rate_on_ifeval_a
             assert ("--flatten" in words) != is_rate
 
 
+def test_a_piece_whose_result_is_there_is_left_out_and_a_run_whose_responses_are_lost_is_not(capsys, tmp_path):
+    """A rate needs its score alone; a run also its responses, until it has been compared."""
+    work = tmp_path / "work"
+    for name in ("verifiable", "train", "rate"):
+        rows.write_jsonl(work / "data" / name / "manifest.json", [{"data_sha256": name}])
+    rows.write_jsonl(work / "rows" / "validation.jsonl", [])
+    form = study.form_of(study.parse_arguments(["--reduced"]))
+    begun = Study(form, tmp_path, tmp_path, work, tmp_path / "results.jsonl", dry_run=True)
+    begun.id = begun.identity()
+    assert begun.id
+    for training in (Training("rate", MODEL, "para", 0, 5e-5), Training("run", MODEL, "flat", 0, 5e-5)):
+        begun.results.append({"piece": training.name, "study": begun.id, **rate_record(5e-5, 0.5), "kind": "run"})
+    begun.run()
+    names = [word for line in capsys.readouterr().out.splitlines() for word in line.split() if word.startswith("name=")]
+    assert f"name={MODEL}-para-rate-0.0002" in names
+    assert f"name={MODEL}-para-rate-5e-05" not in names
+    assert f"name={MODEL}-flat-seed-0" in names
+    for task in ("ifeval", "ifeval-flatten"):
+        rows.write_jsonl(work / "runs" / f"{MODEL}-flat-seed-0" / "scores" / task / "scores.json", [{}])
+    begun.run()
+    assert f"name={MODEL}-flat-seed-0" not in capsys.readouterr().out.split()
+
+
 def test_a_run_that_was_stopped_and_went_on_costs_both_its_times(tmp_path):
     plan = {"data": {"rows": 3, "samples": 3, "dropped": {}}, "inputs_per_sample": {"mean": 2.0}}
     plan |= {"steps": 3, "tokens": 90, "trained_tokens": 30, "kernel": "flash"}
@@ -163,7 +187,7 @@ def scored(kind, variant, seed, shares, trained_tokens=100, steps=10):
     for task in table.TASKS:
         scores[task] |= {"settings": {"max_new_tokens": 8}, "versions": {"torch": "2"}}
         scores[task]["types"] = {"punctuation:no_comma": {"number": 4, "strict": shares[1], "loose": shares[3]}}
-    training = {"rows": 5, "samples": 5, "inputs_per_sample": 2.0, "steps": steps, "tokens": 300}
+    training = {"rows": 5, "samples": 5, "dropped": {}, "inputs_per_sample": 2.0, "steps": steps, "tokens": 300}
     training |= {"trained_tokens": trained_tokens, "train_s": 10.0, "peak_memory_gib": 1.0}
     record = {"piece": f"{kind}-{variant}-{seed}", "kind": kind, "variant": variant, "scores": scores}
     return (
