@@ -64,6 +64,10 @@ class Runner:
             self._running.add(process)
             try:
                 printed, _ = process.communicate()
+            except BaseException:  # the signal came to this very thread
+                process.terminate()
+                process.wait()
+                raise
             finally:
                 self._running.discard(process)
         if process.returncode:
