@@ -82,12 +82,12 @@ REDUCED = Form(
     seeds=(0,),
     rates=(5e-5, 2e-4),
     max_bytes=1800,
-    rows=224,
-    rate_rows=32,
+    rows=200,
+    rate_rows=48,
     rate_limit=48,
-    limit=300,
+    limit=250,
     max_new_tokens=256,
-    training=("train.batch_size=16",),
+    training=("train.batch_size=8",),
 )
 
 FULL = Form(
