@@ -1,13 +1,30 @@
 """The two sizes of the study, and what is compared in it.
 
-Reduced, in 100 minutes of two CPU cores (SmolLM2-135M in bfloat16: about 240 tokens/s in training, inputs and outputs
-together, `benchmarks/results/cpu/train.jsonl`; about 250 new tokens/s in evaluation, `evaluation.jsonl` beside it):
+Neither form has been run. What they were sized by (tokens of SmolLM2, from `misotune train --plan`):
 
-    ARITHMETIC_REDUCED
+Reduced, 100 minutes of two CPU cores. Training goes at about 240 tokens/s, inputs and outputs together
+(`benchmarks/results/cpu/train.jsonl`), evaluation at about 250 new tokens/s (`evaluation.jsonl` beside it).
 
-Full, in 25 minutes of one H200, six pieces at a time on the one GPU:
+    runs         200 rows: sft 63, para 105, succ 63, flat 222 thousand tokens = 453 thousand             31 min
+    rates        48 rows, two rates: about 105 thousand tokens for the four variants, twice               15 min
+    IFEval       five models x (250 + 250 of Flatten) prompts x about 200 of 256 tokens at most           33 min
+    validation   eight models x 48 prompts x about 200 tokens                                              5 min
+    starts       24 processes x about 15 s                                                                 6 min
+                                                                                                          90 min
 
-    ARITHMETIC_FULL
+Full, 25 minutes of one H200, eight pieces at a time on the one GPU: models this small leave most of it idle.
+
+    runs         2,235 rows: sft and succ 1.3, para, fid-para and vanilla 2.1, without full about 1.7, flat about 4.7
+                 million tokens: 17 million for the eight variants, 102 for three seeds and two models
+    rates        300 rows, three rates, two models: 14 million tokens
+                 together 116 million, at 127,000 tokens/s over all eight (12 to 15 % of the peak)          15 min
+    IFEval       50 models x (541 + 834 prompts, a batch each) x 512 steps of about 35 ms, eight at a time   4 min
+    validation   48 models x one batch x 512 steps of about 25 ms, eight at a time                           1 min
+    starts       about 200 processes x 12 s, eight at a time                                                 5 min
+                                                                                                            25 min
+
+The speed on the GPU is a guess. Seeds are done one after the other, so that a study that takes longer has whole
+tables of the first seed, and `--seeds 0` is a third of it.
 """
 
 from dataclasses import dataclass
@@ -98,11 +115,11 @@ FULL = Form(
     rates=(5e-5, 1e-4, 2e-4),
     max_bytes=4000,
     rows=None,
-    rate_rows=400,
+    rate_rows=300,
     rate_limit=None,
     limit=None,
     max_new_tokens=512,
     training=("train.tokens_per_micro_batch=8192",),
-    evaluation=("--batch-size", "256"),
-    jobs=6,
+    evaluation=("--batch-size", "834"),
+    jobs=8,
 )
