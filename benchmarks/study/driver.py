@@ -151,6 +151,7 @@ class Study:
                 "command_s": {name: round(seconds, 1) for name, seconds in command_s.items()},
             }
         )
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
         if training.kind == "rate":
             shutil.rmtree(run / "final")  # its score is all that was wanted
 

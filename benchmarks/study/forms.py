@@ -104,7 +104,7 @@ REDUCED = Form(
     rate_limit=48,
     limit=250,
     max_new_tokens=256,
-    training=("train.batch_size=8",),
+    training=("train.batch_size=8", "train.save_every_steps=20"),
 )
 
 FULL = Form(
@@ -119,7 +119,8 @@ FULL = Form(
     rate_limit=None,
     limit=None,
     max_new_tokens=512,
-    training=("train.tokens_per_micro_batch=8192",),
+    # A run takes a minute, and a checkpoint 3 GB; one that is stopped by a signal saves all the same.
+    training=("train.tokens_per_micro_batch=8192", "train.save_every_steps=null"),
     evaluation=("--batch-size", "834"),
     jobs=8,
 )
