@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _interrupt(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice; the first is being seen to
     raise KeyboardInterrupt
 
 

@@ -41,11 +41,11 @@ class Runner:
             CommandError: It failed.
         """
         words = [str(argument) for argument in arguments]
+        if self._stopped.is_set():
+            raise CommandError("stopped")
         print("$ misotune", shlex.join(words), flush=True)
         if self.dry_run:
             return "", 0.0
-        if self._stopped.is_set():
-            raise CommandError("stopped")
         path = self.work / "logs" / f"{log}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
@@ -92,7 +92,7 @@ class Runner:
                     if error is not None:
                         failures.append(f"{names[done]}: {error}")
                     if not self.dry_run:
-                        state = "failed" if error else "done"
+                        state = f"failed: {error}" if error else "done"
                         print(
                             f"[{number}/{len(pieces)}] {names[done]} {state}, {time.perf_counter() - start:.0f} s",
                             flush=True,
