@@ -1,0 +1,250 @@
+"""The study at work: what is left to do, by misotune's commands, and one result for each piece that is done."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import yaml
+from benchmarks.study import rows
+from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, MIXTURE, VARIANTS, Form
+from benchmarks.study.pieces import TASKS, Training, read_comparison, read_scores, read_training
+from benchmarks.study.results import Record, ResultFile, choose_rate
+from benchmarks.study.runner import Runner
+
+ROOT = FOLDER.parents[1]
+# Fields of a form that do not change what one of its pieces scores.
+_MAY_GROW = ("models", "variants", "seeds", "jobs")
+
+
+class Study:
+    """A study of one form in one folder.
+
+    Args:
+        form: How much of everything.
+        data: The real samples.
+        models: The folder of the models' folders.
+        work: Where rows, datasets, runs, scores and logs go.
+        out: The result file.
+        dry_run: Only print the commands.
+    """
+
+    def __init__(self, form: Form, data: Path, models: Path, work: Path, out: Path, *, dry_run: bool = False) -> None:
+        self.form, self.data, self.models, self.work = form, data, models, work
+        environment = {"HF_HUB_OFFLINE": "1"}  # everything is on the disk
+        if "NLTK_DATA" not in os.environ and (data / "nltk_data").is_dir():
+            environment["NLTK_DATA"] = str(data / "nltk_data")
+        self.runner = Runner(work, form.jobs, environment, dry_run=dry_run)
+        self.results = ResultFile(out)
+        self.id = ""
+
+    @property
+    def ifeval(self) -> Path:
+        return self.data / "ifeval" / "input_data.jsonl"
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of this very study."""
+        return [record for record in self.results.records if record["study"] == self.id]
+
+    def run(self) -> None:
+        """Does what is left to do."""
+        if not self.runner.dry_run:
+            self._check_folder()
+        self.prepare()
+        self.id = self.identity()
+        both = [(model, variant) for model in self.form.models for variant in self.form.variants]
+        self._train_all([Training("rate", *each, FIRST_SEED, rate) for each in both for rate in self.form.rates])
+        rates = {each: self._best_rate(*each) for each in both}
+        # Seed by seed: a study that is stopped for good has whole tables of fewer seeds.
+        for seed in self.form.seeds:
+            self._train_all([Training("run", *each, seed, rates[each]) for each in both])
+            self.runner.run_all(
+                (f"{model}-seed-{seed}-{task}-compared", lambda place=(model, seed, task): self.compare(*place))
+                for model in self.form.models
+                for task in TASKS
+            )
+
+    def prepare(self) -> None:
+        """Makes the datasets `train` and `rate` and the validation prompts, where they are not there."""
+        folder, max_bytes = self.work / "rows", self.form.max_bytes
+        steps: list[tuple[str, list[object], Callable[[], None]]] = [
+            (
+                "verifiable",
+                ["prepare", "rows/verifiable.jsonl", "--mode", "para", "--out", "data/verifiable"],
+                lambda: rows.write_verifiable(self.data, folder, max_bytes),
+            ),
+            ("train", self._mixture_command("train", self.form.rows), self._write_sources),
+            ("rate", self._mixture_command("rate", self.form.rate_rows), lambda: None),
+        ]
+        for name, command, write in steps:
+            if (self.work / "data" / name / "manifest.json").exists():
+                continue
+            if not self.runner.dry_run:
+                write()
+            self.runner.misotune("prepare", *command)
+
+    def _mixture_command(self, name: str, num_rows: int | None) -> list[object]:
+        some = [] if num_rows is None else [f"rows={num_rows}"]
+        return ["prepare", "mixture", MIXTURE, "data_dir=rows", *some, "--out", f"data/{name}"]
+
+    def _write_sources(self) -> None:
+        rows.split(self.work / "rows", self.work / "data" / "verifiable")
+        rows.write_chats(self.data, self.work / "rows", self.form.max_bytes)
+
+    def _train_all(self, trainings: list[Training]) -> None:
+        left = [training for training in trainings if not self._is_done(training)]
+        self.runner.run_all((training.name, lambda training=training: self.train(training)) for training in left)
+
+    def _is_done(self, training: Training) -> bool:
+        """Whether a piece can be left out: its result is there, and its responses where they are yet to be compared."""
+        if not self.results.find(training.name, self.id):
+            return False
+        others = self.form.variants if training.variant == BASELINE else (training.variant,)
+        place = (training.model, training.seed)
+        is_compared = all(
+            self.results.find(comparison_name(*place, variant, task), self.id)
+            for variant in others
+            for task in TASKS
+            if variant != BASELINE
+        )
+        folders = training.score_folders().values()
+        return training.kind == "rate" or is_compared or all(map(self._has_scores, folders))
+
+    def _has_scores(self, folder: Path) -> bool:
+        return (self.work / folder / "scores.json").exists()
+
+    def train(self, training: Training) -> None:
+        """Trains and scores a model, and writes its result, and that of the model it started from where it is asked."""
+        run = self.work / "runs" / training.name
+        command_s: dict[str, float] = {}
+        if not (run / "final" / "config.json").exists():
+            command = training.train_command(self.form, self.models)
+            started = ["--resume"] if (run / "recipe.yaml").exists() else []
+            command_s["train"] = self.runner.misotune(training.name, *command, *started)[1]
+        folders, base = training.score_folders(), training.base_folders()
+        wanted = [*folders.values(), *(base.values() if training.scores_base else ())]
+        if not all(map(self._has_scores, wanted)):
+            command = training.eval_command(self.form, self.ifeval)
+            command_s["eval"] = self.runner.misotune(training.name, *command)[1]
+        if self.runner.dry_run:
+            return
+        if training.scores_base:
+            self._write_base(training, base)
+        values = yaml.safe_load(training.recipe.read_text(encoding="utf-8"))
+        self.results.append(
+            self._record(training.name, training.kind, training.model, training.variant)
+            | {
+                "recipe": str(training.recipe.relative_to(ROOT)),
+                "miso": values["miso"],
+                "recipe_keys": list(self.form.training),
+                "seed": training.seed,
+                "learning_rate": training.rate,
+                "dataset_sha256": self._dataset_hash("rate" if training.kind == "rate" else "train"),
+                "training": read_training(run),
+                "scores": {name: read_scores(self.work / folder) for name, folder in folders.items()},
+                "command_s": {name: round(seconds, 1) for name, seconds in command_s.items()},
+            }
+        )
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        if training.kind == "rate":
+            shutil.rmtree(run / "final")  # its score is all that was wanted
+
+    def _write_base(self, training: Training, folders: dict[str, Path]) -> None:
+        name = f"{training.model}-base"
+        if not self.results.find(name, self.id):
+            scores = {task: read_scores(self.work / folder) for task, folder in folders.items()}
+            self.results.append(self._record(name, "base", training.model, "base") | {"scores": scores})
+
+    def _best_rate(self, model: str, variant: str) -> float | None:
+        """The best rate; None in a dry run that cannot know it."""
+        try:
+            return choose_rate(self.records, model, variant, self.form.rates)
+        except KeyError:
+            if self.runner.dry_run:
+                return None
+            raise
+
+    def compare(self, model: str, seed: int, task: str) -> None:
+        """Compares every variant and the base with the baseline of the same seed, and writes a result for each."""
+        runs = {name: Training("run", model, name, seed, None) for name in self.form.variants}
+        first = Training("run", model, BASELINE, FIRST_SEED, None)
+        base = first.base_folders()[task]
+        folders = {"base": base} if self.runner.dry_run or self._has_scores(base) else {}
+        folders |= {name: run.score_folders()[task] for name, run in runs.items() if name != BASELINE}
+        names = {variant: comparison_name(model, seed, variant, task) for variant in folders}
+        left = [variant for variant in folders if not self.results.find(names[variant], self.id)]
+        if not left:
+            return
+        baseline = runs[BASELINE].score_folders()[task]
+        paths = [baseline, *(folders[variant] for variant in left)]
+        printed, _ = self.runner.misotune(f"{model}-seed-{seed}-compared", "compare", *paths, "--json")
+        if self.runner.dry_run:
+            return
+        for variant, found in read_comparison(printed, left).items():
+            record = self._record(names[variant], "comparison", model, variant)
+            self.results.append(record | {"seed": seed, "against": BASELINE, **found})
+
+    def _record(self, piece: str, kind: str, model: str, variant: str) -> Record:
+        """What every result has: where and with what it was taken."""
+        import torch
+        from benchmarks.attention import environment
+
+        found = environment("cuda" if torch.cuda.is_available() else "cpu")
+        found["commit"] = os.environ.get("COMMIT") or found["commit"]  # where there is no repository
+        place = {
+            "piece": piece,
+            "study": self.id,
+            "form": self.form.name,
+            "kind": kind,
+            "model": model,
+            "variant": variant,
+        }
+        return place | found | {"jobs": self.form.jobs, "model_from": model_origin(self.models / model)}
+
+    def _dataset_hash(self, name: str) -> str:
+        manifest = self.work / "data" / name / "manifest.json"
+        return json.loads(manifest.read_text(encoding="utf-8"))["data_sha256"]
+
+    def identity(self) -> str:
+        """What results belong together: the same settings, rows and recipes. Empty while there are no rows."""
+        if not (self.work / "data" / "rate" / "manifest.json").exists():
+            return ""
+        settings = {key: value for key, value in asdict(self.form).items() if key not in _MAY_GROW}
+        recipes = [
+            yaml.safe_load((FOLDER / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")) for name in VARIANTS
+        ]
+        validation = (self.work / "rows" / "validation.jsonl").read_text(encoding="utf-8")
+        content = [settings, recipes, self._dataset_hash("train"), self._dataset_hash("rate"), validation]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def _check_folder(self) -> None:
+        """Refuses a folder that holds the runs of other settings: their names are the same."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        for model in self.form.models:
+            if not (self.models / model / "config.json").exists():
+                sys.exit(f"{self.models / model}: no model; run python -m benchmarks.study.fetch_models {self.models}")
+        kept = self.work / "settings.json"
+        settings = {key: value for key, value in asdict(self.form).items() if key not in _MAY_GROW}
+        text = json.dumps(settings, indent=2) + "\n"
+        if kept.exists() and kept.read_text(encoding="utf-8") != text:
+            sys.exit(f"{kept}: this folder holds a study of other settings; name another --work")
+        kept.write_text(text, encoding="utf-8")
+
+
+def comparison_name(model: str, seed: int, variant: str, task: str) -> str:
+    return f"{model}-{variant}-seed-{seed}-{task}-against-{BASELINE}"
+
+
+@cache
+def model_origin(folder: Path) -> str:
+    """Returns where a model came from, as `fetch_models` noted it, and the hash of its weights."""
+    note = folder / "ORIGIN.txt"
+    origin = note.read_text(encoding="utf-8").strip() if note.exists() else "unknown"
+    with (folder / "model.safetensors").open("rb") as weights:
+        return f"{origin}, sha256 {hashlib.file_digest(weights, 'sha256').hexdigest()[:16]}"

@@ -1,0 +1,126 @@
+"""The two sizes of the study, and what is compared in it.
+
+Neither form has been run. What they were sized by (tokens of SmolLM2, from `misotune train --plan`):
+
+Reduced, 100 minutes of two CPU cores. Training goes at about 240 tokens/s, inputs and outputs together
+(`benchmarks/results/cpu/train.jsonl`), evaluation at about 250 new tokens/s (`evaluation.jsonl` beside it).
+
+    runs         200 rows: sft 63, para 105, succ 63, flat 222 thousand tokens = 453 thousand             31 min
+    rates        48 rows, two rates: about 105 thousand tokens for the four variants, twice               15 min
+    IFEval       five models x (250 + 250 of Flatten) prompts x about 200 of 256 tokens at most           33 min
+    validation   eight models x 48 prompts x about 200 tokens                                              5 min
+    starts       24 processes x about 15 s                                                                 6 min
+                                                                                                          90 min
+
+Full, 25 minutes of one H200, eight pieces at a time on the one GPU: models this small leave most of it idle.
+
+    runs         2,235 rows: sft and succ 1.3, para, fid-para and vanilla 2.1, without full about 1.7, flat about 4.7
+                 million tokens: 17 million for the eight variants, 102 for three seeds and two models
+    rates        300 rows, three rates, two models: 14 million tokens
+                 together 116 million, at 127,000 tokens/s over all eight (12 to 15 % of the peak)          15 min
+    IFEval       50 models x (541 + 834 prompts, a batch each) x 512 steps of about 35 ms, eight at a time   4 min
+    validation   48 models x one batch x 512 steps of about 25 ms, eight at a time                           1 min
+    starts       about 200 processes x 12 s, eight at a time                                                 5 min
+                                                                                                            25 min
+
+The speed on the GPU is a guess. Seeds are done one after the other, so that a study that takes longer has whole
+tables of the first seed, and `--seeds 0` is a third of it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+MIXTURE = FOLDER / "mixture.yaml"
+BASELINE = "sft"
+# Rates are tried with it, and the model as it was is scored beside its baseline.
+FIRST_SEED = 0
+
+# What a variant is stands in its recipe; here their order in the table.
+VARIANTS = (
+    BASELINE,
+    "para",
+    "succ",
+    "fid-para",
+    "para-without-full",
+    "fid-para-without-full",
+    "flat",
+    "vanilla",
+)
+
+# Recipe keys of each model besides its folder.
+MODELS: dict[str, tuple[str, ...]] = {
+    "SmolLM2-135M-Instruct": (),
+    "gemma-3-270m": ("model.chat_template=tulu",),  # a base model: it has none
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much of everything.
+
+    Attributes:
+        name: Of the form.
+        models: Names in `MODELS`.
+        variants: Names of recipes.
+        seeds: Of the runs that are scored on IFEval.
+        rates: Learning rates that are tried for each model and variant.
+        max_bytes: Longest row, instruction and output together.
+        rows: Training rows; None: all there are.
+        rate_rows: Training rows while a rate is tried.
+        rate_limit: Validation prompts; None: all.
+        limit: Prompts of IFEval, and of IFEval-Flatten; None: all.
+        max_new_tokens: Longest response.
+        training: Recipe keys for this machine.
+        evaluation: Options of `misotune eval` for this machine.
+        jobs: Pieces at a time.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+    max_bytes: int
+    rows: int | None
+    rate_rows: int
+    rate_limit: int | None
+    limit: int | None
+    max_new_tokens: int
+    training: tuple[str, ...] = ()
+    evaluation: tuple[str, ...] = ()
+    jobs: int = 1
+
+
+REDUCED = Form(
+    name="reduced",
+    models=("SmolLM2-135M-Instruct",),
+    variants=("sft", "para", "succ", "flat"),
+    seeds=(0,),
+    rates=(5e-5, 2e-4),
+    max_bytes=1800,
+    rows=200,
+    rate_rows=48,
+    rate_limit=48,
+    limit=250,
+    max_new_tokens=256,
+    training=("train.batch_size=8", "train.save_every_steps=20"),
+)
+
+FULL = Form(
+    name="full",
+    models=tuple(MODELS),
+    variants=VARIANTS,
+    seeds=(0, 1, 2),
+    rates=(5e-5, 1e-4, 2e-4),
+    max_bytes=4000,
+    rows=None,
+    rate_rows=300,
+    rate_limit=None,
+    limit=None,
+    max_new_tokens=512,
+    # A run takes a minute, and a checkpoint 3 GB; one that is stopped by a signal saves all the same.
+    training=("train.tokens_per_micro_batch=8192", "train.save_every_steps=null"),
+    evaluation=("--batch-size", "834"),
+    jobs=8,
+)

@@ -1,0 +1,269 @@
+"""What can go wrong in the study without anyone noticing: its split, its choice of a rate, its sums, its commands."""
+
+import json
+import shlex
+
+import pytest
+
+study = pytest.importorskip("benchmarks.study.__main__", reason="run from the repository")
+
+import yaml  # noqa: E402
+from benchmarks.study import rows, table  # noqa: E402
+from benchmarks.study.driver import Study  # noqa: E402
+from benchmarks.study.forms import FOLDER, FULL, VARIANTS  # noqa: E402
+from benchmarks.study.pieces import Training, read_training  # noqa: E402
+from benchmarks.study.results import ResultFile, choose_rate, read_results  # noqa: E402
+
+MODEL = "SmolLM2-135M-Instruct"
+
+
+def rate_record(rate, accuracy, variant="para", model=MODEL):
+    scores = {"validation": {"figures": {"inst_level_strict_acc": accuracy}}}
+    return {"kind": "rate", "model": model, "variant": variant, "learning_rate": rate, "scores": scores}
+
+
+def test_the_best_rate_wins_and_of_equal_ones_the_smaller():
+    records = [rate_record(2e-4, 0.5), rate_record(5e-5, 0.4), rate_record(1e-4, 0.5), rate_record(5e-5, 0.9, "sft")]
+    assert choose_rate(records, MODEL, "para", (5e-5, 1e-4, 2e-4)) == 1e-4
+
+
+def test_no_rate_is_chosen_before_all_were_tried():
+    with pytest.raises(KeyError):
+        choose_rate([rate_record(5e-5, 0.9)], MODEL, "para", (5e-5, 1e-4))
+
+
+@pytest.fixture
+def split_folder(tmp_path):
+    """Two hundred verifiable rows, each task with two different constraints, of which the guards left out three."""
+    verifiable = [
+        {
+            "id": f"{rows.VERIFIABLE[number % 2]}-{number}",
+            "instruction": f"Write about {number // 2}. Use no {constraint}.",
+            "constraints": [f"Use no {constraint}."],
+            "output": "Something.",
+            "task": f"Write about {number // 2}.",
+            "instruction_id_list": ["punctuation:no_comma"],
+            "kwargs": [{}],
+        }
+        for number, constraint in zip(range(200), ["commas", "colons"] * 100, strict=True)
+    ]
+    rows.write_jsonl(tmp_path / "rows" / "verifiable.jsonl", verifiable)
+    left_out = [{"id": verifiable[at]["id"], "kind": "overlap"} for at in range(3)]
+    rows.write_jsonl(tmp_path / "prepared" / "dropped.jsonl", left_out)
+    rows.split(tmp_path / "rows", tmp_path / "prepared")
+    return tmp_path / "rows"
+
+
+def test_training_and_validation_share_no_task_and_lose_no_row(split_folder):
+    trained = [row for name in rows.VERIFIABLE for row in rows.read_jsonl(split_folder / f"{name}.jsonl")]
+    held_out = list(rows.read_jsonl(split_folder / "validation.jsonl"))
+    assert len(trained) + len(held_out) == 197
+    assert 0 < len(held_out) < 60
+    tasks = [
+        {text.split(". ")[0] for text in texts}
+        for texts in ([r["instruction"] for r in trained], [r["prompt"] for r in held_out])
+    ]
+    assert not tasks[0] & tasks[1]
+    assert set(held_out[0]) == {"key", "prompt", "instruction_id_list", "kwargs"}
+
+
+def test_the_split_depends_on_the_task_alone():
+    # Fixed numbers: another hash would move rows between training and validation from one run to the next.
+    assert rows.task_hash("Name a river.") == pytest.approx(0.5215805711530841)
+    assert rows.task_hash("Name  a RIVER.\n") == rows.task_hash("name a river.")
+
+
+def test_a_prefix_of_the_validation_rows_is_in_the_order_of_the_hash(split_folder):
+    hashes = [
+        rows.task_hash(row["prompt"].split(" Use")[0]) for row in rows.read_jsonl(split_folder / "validation.jsonl")
+    ]
+    assert hashes == sorted(hashes)
+
+
+def test_rows_of_the_real_data_meet_every_constraint_and_are_short(shared_data):
+    found = [row for name in rows.VERIFIABLE for row in rows.read_verifiable(shared_data, name, 4000)]
+    assert len(found) == 1437
+    assert max(rows.num_bytes(row["instruction"], row["output"]) for row in found) <= 4000
+    assert all(constraint in row["instruction"] for row in found for constraint in row["constraints"])
+
+
+def test_recipes_differ_in_nothing_but_name_and_method():
+    recipes = {name: yaml.safe_load((FOLDER / "recipes" / f"{name}.yaml").read_text()) for name in VARIANTS}
+    assert all(recipe.pop("name") == name for name, recipe in recipes.items())
+    methods = [json.dumps(recipe.pop("miso"), sort_keys=True) for recipe in recipes.values()]
+    assert len(set(methods)) == len(VARIANTS)
+    assert all(recipe == recipes["sft"] for recipe in recipes.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recipes_are_read_with_what_the_driver_adds(variant, tmp_path):
+    from misotune.recipe.loading import find_recipe, load_recipe
+
+    _, recipe, *keys = Training("run", "gemma-3-270m", variant, 1, 2e-4).train_command(FULL, tmp_path)
+    loaded = load_recipe(find_recipe(recipe), keys).recipe
+    assert (loaded.seed, loaded.train.learning_rate, loaded.model.chat_template) == (1, 2e-4, "tulu")
+    assert loaded.data.max_length > FULL.max_bytes
+
+
+def commands(capsys, tmp_path, *options):
+    study.main(["--dry-run", "--work", str(tmp_path), "--out", str(tmp_path / "none.jsonl"), *options])
+    return [shlex.split(line)[2:] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_dry_run_of_the_full_study_lists_every_piece_once(capsys, tmp_path):
+    found = commands(capsys, tmp_path)
+    trained = [next(word for word in words if word.startswith("name=")) for words in found if words[0] == "train"]
+    assert len(trained) == len(set(trained)) == 2 * 8 * (3 + 3)
+    assert sum(words[0] == "eval" for words in found) == len(trained)
+    assert sum("--base" in words for words in found) == 2
+    assert sum(words[0] == "compare" for words in found) == 2 * 3 * 2
+    assert sum(words[0] == "prepare" for words in found) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_the_reduced_study_scores_runs_at_the_best_rate_on_ifeval_and_rates_on_validation(
+    capsys, tmp_path
+):
+    found = commands(capsys, tmp_path, "--reduced")
+    runs = [words for words in found if words[0] == "train" and "data.path=data/train" in words]
+    assert all("train.learning_rate=BEST" in words for words in runs)
+    assert len(runs) == 4
+    for words in found:
+        if words[0] == "eval":
+            is_rate = "rate" in words[words.index("--model") + 1]
+            assert ("rows/validation.jsonl" in words) == is_rate
+            assert ("--flatten" in words) != is_rate
+
+
+def test_a_piece_whose_result_is_there_is_left_out_and_a_run_whose_responses_are_lost_is_not(capsys, tmp_path):
+    """A rate needs its score alone; a run also its responses, until it has been compared."""
+    work = tmp_path / "work"
+    for name in ("verifiable", "train", "rate"):
+        rows.write_jsonl(work / "data" / name / "manifest.json", [{"data_sha256": name}])
+    rows.write_jsonl(work / "rows" / "validation.jsonl", [])
+    form = study.form_of(study.parse_arguments(["--reduced"]))
+    begun = Study(form, tmp_path, tmp_path, work, tmp_path / "results.jsonl", dry_run=True)
+    begun.id = begun.identity()
+    assert begun.id
+    for training in (Training("rate", MODEL, "para", 0, 5e-5), Training("run", MODEL, "flat", 0, 5e-5)):
+        begun.results.append({"piece": training.name, "study": begun.id, **rate_record(5e-5, 0.5), "kind": "run"})
+    begun.run()
+    names = [word for line in capsys.readouterr().out.splitlines() for word in line.split() if word.startswith("name=")]
+    assert f"name={MODEL}-para-rate-0.0002" in names
+    assert f"name={MODEL}-para-rate-5e-05" not in names
+    assert f"name={MODEL}-flat-seed-0" in names
+    for task in ("ifeval", "ifeval-flatten"):
+        rows.write_jsonl(work / "runs" / f"{MODEL}-flat-seed-0" / "scores" / task / "scores.json", [{}])
+    begun.run()
+    assert f"name={MODEL}-flat-seed-0" not in capsys.readouterr().out.split()
+
+
+def test_a_run_that_was_stopped_and_went_on_costs_both_its_times(tmp_path):
+    plan = {"data": {"rows": 3, "samples": 3, "dropped": {}}, "inputs_per_sample": {"mean": 2.0}}
+    plan |= {"steps": 3, "tokens": 90, "trained_tokens": 30, "kernel": "flash"}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    lines = [{"loss": 1.0, "elapsed_s": s, "peak_memory_gib": gib} for s, gib in [(10, 1.5), (20, 2.5), (4, 2.0)]]
+    rows.write_jsonl(tmp_path / "metrics.jsonl", lines)
+    found = read_training(tmp_path)
+    assert (found["train_s"], found["peak_memory_gib"], found["trained_tokens"]) == (24.0, 2.5, 30)
+
+
+def test_a_result_that_was_cut_short_is_done_again_and_the_next_line_is_whole(tmp_path, capsys):
+    path = tmp_path / "study.jsonl"
+    path.write_text('{"piece": "a", "study": "s"}\n{"piece": "b", "stu')
+    results = ResultFile(path)
+    assert results.find("a", "s")
+    assert not results.find("b", "s")
+    assert not results.find("a", "other")
+    results.append({"piece": "b", "study": "s"})
+    assert [record["piece"] for record in read_results([path])] == ["a", "b"]
+
+
+def scored(kind, variant, seed, shares, trained_tokens=100, steps=10):
+    """A record whose six figures are `shares`, in the order of the table's columns."""
+    scores = {task: {"figures": {}, "num_prompts": 4, "types": {}} for task in table.TASKS}
+    for (task, figure), share in zip(table.COLUMNS.values(), shares, strict=True):
+        scores[task]["figures"][figure] = share
+    for task in table.TASKS:
+        scores[task] |= {"settings": {"max_new_tokens": 8}, "versions": {"torch": "2"}}
+        scores[task]["types"] = {"punctuation:no_comma": {"number": 4, "strict": shares[1], "loose": shares[3]}}
+    training = {"rows": 5, "samples": 5, "dropped": {}, "inputs_per_sample": 2.0, "steps": steps, "tokens": 300}
+    training |= {"trained_tokens": trained_tokens, "train_s": 10.0, "peak_memory_gib": 1.0}
+    record = {"piece": f"{kind}-{variant}-{seed}", "kind": kind, "variant": variant, "scores": scores}
+    return (
+        base_record() | record | ({} if kind == "base" else {"seed": seed, "learning_rate": 1e-4, "training": training})
+    )
+
+
+def base_record():
+    place = {"study": "s", "form": "full", "model": MODEL, "jobs": 1, "date": "2026-01-01", "commit": "c"}
+    return place | {"hardware": "h", "torch": "2"}
+
+
+def compared(variant, seed, difference, p, task="ifeval"):
+    line = {"label": "all", "metric": "inst_level_strict_acc", "difference": difference, "p": p}
+    record = {"piece": f"{task}-{variant}-{seed}", "kind": "comparison", "variant": variant, "seed": seed, "task": task}
+    of_type = {"label": "punctuation:no_comma", "difference": difference, "corrected_p": p}
+    return base_record() | record | {"overall": [line], "types": [of_type]}
+
+
+def cells_of(markdown, row):
+    line = next(line for line in markdown.splitlines() if line.startswith(f"| `{row}`"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.fixture
+def results():
+    return table.Results(
+        [
+            scored("base", "base", 0, (0.1, 0.2, 0.1, 0.2, 0.3, 0.3)),
+            scored("run", "sft", 0, (0.10, 0.20, 0.30, 0.40, 0.50, 0.60)),
+            scored("run", "sft", 1, (0.20, 0.30, 0.40, 0.50, 0.60, 0.70)),
+            scored("run", "flat", 0, (0.30, 0.40, 0.50, 0.60, 0.70, 0.80), trained_tokens=250, steps=25),
+            scored("run", "flat", 1, (0.30, 0.40, 0.50, 0.60, 0.70, 0.80), trained_tokens=250, steps=25),
+            compared("flat", 0, 0.2, 0.01),
+            compared("flat", 1, 0.1, 0.2),
+        ]
+    )
+
+
+def test_the_accuracy_table_is_that_of_a_computation_by_hand(results):
+    text = table.accuracy(results, MODEL)
+    # Two values 0.1 apart: a standard deviation of 0.0707, and of the mean of two 0.05.
+    assert cells_of(text, "sft")[1:] == [
+        "0.0001",
+        "2",
+        *(f"{mean}.0 ± 5.0" for mean in (15, 25, 35, 45, 30, 55, 65, 60)),
+    ]
+    assert cells_of(text, "base")[1:] == ["-", "-", "10.0", "20.0", "10.0", "20.0", "15.0", "30.0", "30.0", "30.0"]
+
+
+def test_differences_are_means_over_seeds_with_each_seeds_own_p(results):
+    assert cells_of(table.against_baseline(results, MODEL), "flat")[1:] == ["+15.0 ± 5.0", "0.010 0.20"]
+    (sentence,) = table.findings(results, MODEL)
+    assert "+15.0 ± 5.0 points" in sentence
+    assert "beyond the noise with 1 of 2 seeds, worse with 0" in sentence
+
+
+def test_other_numbers_of_trained_tokens_and_steps_are_told(results):
+    text = table.cost(results, MODEL)
+    assert "`flat` differs from `sft`: 250 trained tokens in place of 100, 25 steps in place of 10." in text
+    assert cells_of(text, "flat")[5:9] == ["250", "10", "25", "1.0"]
+
+
+def test_gains_stand_beside_the_papers(results):
+    cells = cells_of(table.beside_paper(results), "flat")
+    assert cells[1] == "45.0 (-3.0)"  # the paper rounds its 45.05 to 45.1, and 48.08 of sft to 48.1
+    assert cells[-2:] == ["45.0 (+15.0)", "75.0 (+15.0)"]
+
+
+def test_the_page_keeps_what_stands_around_the_marks(results, tmp_path):
+    page = tmp_path / "study.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    table.write_page(page, table.render(results))
+    table.write_page(page, table.render(results))
+    text = page.read_text()
+    assert text.startswith(f"before\n{table.BEGIN}\n")
+    assert text.endswith(f"{table.END}\nafter\n")
+    assert text.count("**Accuracy**") == 1
+    assert "old" not in text
