@@ -13,7 +13,7 @@ rows="$data/follow_complex_instruction/joined_train.jsonl.gz"
 [ -d data/train ] || "$misotune" prepare "$rows" --mode para --limit "${ROWS:-96}" --out data/train
 for mode in sft para; do
     [ -d "runs/$mode/final" ] || "$misotune" train "$here/recipes/quickstart.yaml" "name=$mode" "miso.mode=$mode" \
-        "model.name=$model" data.path=data/train train.epochs=1
+        "model.name=$model" data.path=data/train data.max_dropped=0.2 train.epochs=1
 done
 for way in "" --generate; do
     "$misotune" inspect attention "$model" runs/sft runs/para --limit "${LIMIT:-24}" $way --max-new-tokens 160 \

@@ -192,6 +192,9 @@ def test_what_goes_without_a_new_token_is_refused_in_one_line(marked, make_recip
     recipe = make_recipe(data={"path": str(marked)}, lora=LORA | {"quantization": "nf4"})
     with pytest.raises(UsageError, match=re.escape("lora.quantization: ")):
         prepare_run(recipe, num_devices=1, watcher=Watcher())
+    recipe = make_recipe(data={"path": str(marked)}, lora=LORA, deepspeed={"stage": 3})
+    with pytest.raises(UsageError, match=re.escape("deepspeed.stage: ") + ".* use stage 2, or leave lora out"):
+        prepare_run(recipe, num_devices=1, watcher=Watcher())
     recipe = make_recipe(data={"path": str(marked)}, lora=LORA | {"target_modules": ["q_proj", "embed_tokens"]})
     with pytest.raises(UsageError, match=r"lora\.target_modules: embed_tokens gets a row"):
         train(recipe, recipe_text(recipe))
@@ -211,7 +214,7 @@ def test_two_ranks_and_zero_3_train_the_row_as_one_process(base, marked, make_re
     start.save_pretrained(tmp_path / "start")
     check_against(plain, runs, load_file(tmp_path / "start" / "model.safetensors"), TOLERANCE)
     assert len(load_file(plain.final / "model.safetensors")["model.embed_tokens.weight"]) == NUM_TOKENS + 1
-    adapters = make_recipe("lora-zero-3", **made, lora=LORA, deepspeed={"stage": 3})
+    adapters = make_recipe("lora-zero-2", **made, lora=LORA, deepspeed={"stage": 2})
     (run,) = train_on_two_ranks([adapters], tmp_path)
     one = train(make_recipe("lora", **made, lora=LORA), "name: test\n")
     check_against(one, [run], {name: 0 * weight for name, weight in final_weights(one).items()}, TOLERANCE)

@@ -86,7 +86,7 @@ class Steering:
         """What it does, for a person.
 
         >>> Steering(0.95, heads=(1, 2)).words
-        'attention to tokens other than the user's scaled by 0.95, heads 1-2'
+        "attention to tokens other than the user's scaled by 0.95, heads 1-2"
         """
         told = [f"attention to tokens other than the user's scaled by {self.alpha:g}"]
         for what, numbers in (("layers", self.layers), ("heads", self.heads)):

@@ -92,6 +92,11 @@ def prepare_run(recipe: Recipe, *, num_devices: int, watcher: Watcher) -> Prepar
             f"lora.quantization: {recipe.data.path} needs the new token {new_token.text}, and quantised models are "
             "trained without new tokens; leave lora.quantization out"
         )
+    if new_token is not None and recipe.lora and recipe.deepspeed and recipe.deepspeed.stage == 3 and not has_cuda:
+        raise UsageError(
+            f"deepspeed.stage: {recipe.data.path} needs the new token {new_token.text}, whose row peft takes out of "
+            "ZeRO-3's pieces on CUDA alone; use stage 2, or leave lora out"
+        )
     chunking = chunking_of(recipe, template)
     corpus = read_corpus(
         Path(recipe.data.path),
