@@ -130,3 +130,20 @@ def test_quantised_weights_keep_their_format(full_run, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | quantized))
     with pytest.raises(UsageError, match="are quantised, and can only be exported as they are"):
         export_source(find_source(full_run.path), tmp_path / "out", options=ExportOptions(dtype="float16"))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_weight_that_is_not_the_rounded_one_is_refused_whatever_the_logits_say(full_run, tmp_path, monkeypatch):
+    from misotune.export import making
+
+    class Nudged(WeightFiles):
+        """Reads one weight a little off, and only where it is rounded: far below what the logits' tolerance sees."""
+
+        def read(self, name, dtype):
+            weight = super().read(name, dtype)
+            return weight * 1.01 if dtype is not None and name == "model.norm.weight" else weight
+
+    monkeypatch.setattr(making, "WeightFiles", Nudged)
+    with pytest.raises(RunError, match=r"model\.norm\.weight has other values than .*final, rounded"):
+        export_source(find_source(full_run.path), tmp_path / "out", options=ExportOptions(dtype="bfloat16"))
+    assert not (tmp_path / "out").exists()

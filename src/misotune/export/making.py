@@ -137,6 +137,9 @@ def _make_model(source: Source, recipe: Recipe | None, out: Path, making: Making
         else:
             _check_not_quantized(source.folder, making)
             rewrite_weights(weights, out, making.dtype, making.max_shard_bytes)
+        if rounded_to is not None:  # what rounding does to the logits could hide a weight that is lost
+            source_weights = {name: name for name in weights.names}
+            count_same(out, source_weights, lambda name: weights.read(name, None), f"{source.folder}, rounded")
     else:
         say(f"reading {source.folder}, whose weights are no safetensors")
         rounded_to = making.dtype_name

@@ -149,13 +149,16 @@ def check_range(name: str, rounded: Tensor, exact: Tensor) -> None:
         raise RunError(f"the export is refused: {name} holds numbers too large for {kind}; take --dtype bfloat16")
 
 
-def count_same(folder: Path, weights: Mapping[str, Any], whole: Callable[[Any], Tensor]) -> int:
+def count_same(
+    folder: Path, weights: Mapping[str, Any], whole: Callable[[Any], Tensor], owner: str = "DeepSpeed's files"
+) -> int:
     """Returns how many tensors of a folder are to the bit those given, rounded; others have other names in memory.
 
     Args:
         folder: The checkpoint.
         weights: Tensors by name.
         whole: Returns one as a tensor.
+        owner: Whose they are, for people.
 
     Raises:
         RunError: One is another.
@@ -165,5 +168,5 @@ def count_same(folder: Path, weights: Mapping[str, Any], whole: Callable[[Any], 
     for name in names:
         tensor = written.read(name, None)
         if not torch.equal(tensor, whole(weights[name]).to(tensor.dtype)):
-            raise RunError(f"the export is refused: {name} has other values than DeepSpeed's files")
+            raise RunError(f"the export is refused: {name} has other values than {owner}")
     return len(names)
