@@ -89,20 +89,19 @@ def replace_folder(written: Path, folder: Path) -> None:
     """
     recover_folder(folder)
     sync_folder(written)
-    old = _old_of(folder)
     if not folder.exists():
         written.rename(folder)
-    elif _exchange(written, folder):
-        old = written
-    else:
+    elif not _exchange(written, folder):
         _replace_by_two_renames(written, folder)
     _sync(folder.parent)
-    # What is being removed gets a name that nothing recovers, since it may stay as a half.
+    # What is being removed gets a name that nothing recovers, since it may stay as a half. After an exchange that is
+    # `written`, and the `.NAME.old` of a writer that was killed where it could not exchange (another kernel or host).
     gone = folder.with_name(f".{folder.name}.gone")
     _remove(gone)
-    if old.exists():
-        old.rename(gone)
-        _remove(gone)
+    for old in (written, _old_of(folder)):
+        if old.exists():
+            old.rename(gone)
+            _remove(gone)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -285,6 +286,14 @@ for version in count(1):
     if version == 1:
         print("written", flush=True)
 """
+
+
+def test_a_writer_that_can_exchange_removes_what_a_killed_one_that_could_not_had_left(tmp_path):
+    out = tmp_path / "set"
+    write(out, SAMPLE)
+    shutil.copytree(out, tmp_path / ".set.old")  # killed between its second rename and the removal
+    write(out, SAMPLE)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 @pytest.mark.parametrize("way", ["exchanged", "renamed twice"])
