@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.driver import Study
-from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, FULL, MODELS, REDUCED, VARIANTS, Form
+from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, FULL, MODELS, PROBES, REDUCED, VARIANTS, Form
 from benchmarks.study.runner import CommandError
 
 
@@ -69,13 +69,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     changes.add_argument("--limit", type=int, help="prompts of IFEval, and of IFEval-Flatten")
     changes.add_argument("--max-new-tokens", type=int)
     changes.add_argument("--max-bytes", type=int, help="longest row")
+    changes.add_argument("--mixture", help="where rows come from: a YAML file of benchmarks/study, without its ending")
+    changes.add_argument("--rates", nargs="+", type=float, help="learning rates; one alone is taken without trying it")
     changes.add_argument("--training", nargs="+", metavar="KEY=VALUE", help="recipe keys for all runs")
     changes.add_argument("--evaluation", type=str.split, metavar="'OPTIONS'", help="of misotune eval, as one text")
     parts = parser.add_argument_group("parts; results of the same study")
     parts.add_argument("--only-models", dest="models_", nargs="+", choices=tuple(MODELS), metavar="NAME")
-    parts.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help=f"with {BASELINE} among them")
+    parts.add_argument(
+        "--variants", nargs="+", choices=(*VARIANTS, *PROBES), metavar="NAME", help=f"recipes, {BASELINE} among them"
+    )
     parts.add_argument("--seeds", nargs="+", type=int)
-    parts.add_argument("--rates", nargs="+", type=float)
     parts.add_argument("--jobs", type=int, help="pieces at a time")
     return parser.parse_args(arguments)
 
@@ -83,11 +86,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def form_of(options: argparse.Namespace) -> Form:
     """Returns the form that the options name, with what they change."""
     form = REDUCED if options.reduced else FULL
-    sizes = ("rows", "rate_rows", "rate_limit", "limit", "max_new_tokens", "max_bytes", "training", "evaluation")
+    sizes = ("rows", "rate_rows", "rate_limit", "limit", "max_new_tokens", "max_bytes", "mixture", "rates")
+    sizes += ("training", "evaluation")
     changed = {name: _frozen(value) for name in sizes if (value := getattr(options, name)) is not None}
-    parts = {"models": options.models_} | {
-        name: getattr(options, name) for name in ("variants", "seeds", "rates", "jobs")
-    }
+    parts = {"models": options.models_} | {name: getattr(options, name) for name in ("variants", "seeds", "jobs")}
     parts = {name: _frozen(value) for name, value in parts.items() if value is not None}
     if BASELINE not in parts.get("variants", VARIANTS):
         sys.exit(f"--variants: {BASELINE} must be among them, the others are compared with it")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 from benchmarks.study import rows
-from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, MIXTURE, VARIANTS, Form
+from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, PROBES, VARIANTS, Form
 from benchmarks.study.pieces import TASKS, Training, read_comparison, read_scores, read_training
 from benchmarks.study.results import Record, ResultFile, choose_rate
 from benchmarks.study.runner import Runner
@@ -59,7 +59,9 @@ class Study:
         self.prepare()
         self.id = self.identity()
         both = [(model, variant) for model in self.form.models for variant in self.form.variants]
-        self._train_all([Training("rate", *each, FIRST_SEED, rate) for each in both for rate in self.form.rates])
+        if len(self.form.rates) > 1:
+            tried = [each for each in both if each[1] not in PROBES]
+            self._train_all([Training("rate", *each, FIRST_SEED, rate) for each in tried for rate in self.form.rates])
         rates = {each: self._best_rate(*each) for each in both}
         # Seed by seed: a study that is stopped for good has whole tables of fewer seeds.
         for seed in self.form.seeds:
@@ -91,7 +93,8 @@ class Study:
 
     def _mixture_command(self, name: str, num_rows: int | None) -> list[object]:
         some = [] if num_rows is None else [f"rows={num_rows}"]
-        return ["prepare", "mixture", MIXTURE, "data_dir=rows", *some, "--out", f"data/{name}"]
+        file = FOLDER / f"{self.form.mixture}.yaml"
+        return ["prepare", "mixture", file, "data_dir=rows", *some, "--out", f"data/{name}"]
 
     def _write_sources(self) -> None:
         rows.split(self.work / "rows", self.work / "data" / "verifiable")
@@ -162,9 +165,11 @@ class Study:
             self.results.append(self._record(name, "base", training.model, "base") | {"scores": scores})
 
     def _best_rate(self, model: str, variant: str) -> float | None:
-        """The best rate; None in a dry run that cannot know it."""
+        """The best rate, of a probe that of its variant; None in a dry run that cannot know it."""
+        if len(self.form.rates) == 1:
+            return self.form.rates[0]
         try:
-            return choose_rate(self.records, model, variant, self.form.rates)
+            return choose_rate(self.records, model, PROBES.get(variant, variant), self.form.rates)
         except KeyError:
             if self.runner.dry_run:
                 return None
@@ -217,7 +222,8 @@ class Study:
             return ""
         settings = {key: value for key, value in asdict(self.form).items() if key not in _MAY_GROW}
         recipes = [
-            yaml.safe_load((FOLDER / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")) for name in VARIANTS
+            yaml.safe_load((FOLDER / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+            for name in (*VARIANTS, *PROBES)
         ]
         validation = (self.work / "rows" / "validation.jsonl").read_text(encoding="utf-8")
         content = [settings, recipes, self._dataset_hash("train"), self._dataset_hash("rate"), validation]

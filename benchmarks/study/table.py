@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.forms import BASELINE, VARIANTS
+from benchmarks.study.forms import BASELINE, PROBES, VARIANTS
 from benchmarks.study.paper import PAPER, averages
 from benchmarks.study.pieces import TASKS
 from benchmarks.study.results import RATE_FIGURE, Record, read_results
@@ -85,7 +85,7 @@ class Results:
 
     def variants(self, model: str) -> list[str]:
         """Returns the variants that were trained and scored, in the table's order."""
-        return [variant for variant in VARIANTS if self.of("run", model, variant)]
+        return [variant for variant in (*VARIANTS, *PROBES) if self.of("run", model, variant)]
 
     def figures(self, model: str, variant: str, column: str) -> list[float]:
         """Returns a figure of each seed; of the base model the only one."""

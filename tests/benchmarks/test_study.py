@@ -10,11 +10,12 @@ study = pytest.importorskip("benchmarks.study.__main__", reason="run from the re
 import yaml  # noqa: E402
 from benchmarks.study import rows, table  # noqa: E402
 from benchmarks.study.driver import Study  # noqa: E402
-from benchmarks.study.forms import FOLDER, FULL, VARIANTS  # noqa: E402
+from benchmarks.study.forms import FOLDER, FULL, PROBES, VARIANTS  # noqa: E402
 from benchmarks.study.pieces import Training, read_training  # noqa: E402
 from benchmarks.study.results import ResultFile, choose_rate, read_results  # noqa: E402
 
 MODEL = "SmolLM2-135M-Instruct"
+RECIPES = (*VARIANTS, *PROBES)
 
 
 def rate_record(rate, accuracy, variant="para", model=MODEL):
@@ -88,14 +89,24 @@ def test_rows_of_the_real_data_meet_every_constraint_and_are_short(shared_data):
 
 
 def test_recipes_differ_in_nothing_but_name_and_method():
-    recipes = {name: yaml.safe_load((FOLDER / "recipes" / f"{name}.yaml").read_text()) for name in VARIANTS}
+    recipes = {name: yaml.safe_load((FOLDER / "recipes" / f"{name}.yaml").read_text()) for name in RECIPES}
     assert all(recipe.pop("name") == name for name, recipe in recipes.items())
     methods = [json.dumps(recipe.pop("miso"), sort_keys=True) for recipe in recipes.values()]
-    assert len(set(methods)) == len(VARIANTS)
+    assert len(set(methods)) == len(RECIPES)
     assert all(recipe == recipes["sft"] for recipe in recipes.values())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_probe_changes_one_key_of_its_variant(probe):
+    methods = [
+        yaml.safe_load((FOLDER / "recipes" / f"{name}.yaml").read_text())["miso"] for name in (probe, PROBES[probe])
+    ]
+    changed = {key for key in methods[0] if methods[0][key] != methods[1].get(key)}
+    assert set(methods[1]) <= set(methods[0])
+    assert len(changed - {"weights"}) == 1  # which belong to their weighting
+
+
+@pytest.mark.parametrize("variant", RECIPES)
 def test_recipes_are_read_with_what_the_driver_adds(variant, tmp_path):
     from misotune.recipe.loading import find_recipe, load_recipe
 
@@ -135,6 +146,27 @@ def test_a_dry_run_of_the_reduced_study_scores_runs_at_the_best_rate_on_ifeval_a
             assert ("--flatten" in words) != is_rate
 
 
+def test_one_rate_is_taken_without_trying_it_by_probes_too(capsys, tmp_path):
+    found = commands(capsys, tmp_path, "--reduced", "--rates", "3e-4", "--variants", "sft", "para-start")
+    trained = [words for words in found if words[0] == "train"]
+    assert [words[2] for words in trained] == [f"name={MODEL}-{name}-seed-0" for name in ("sft", "para-start")]
+    assert all("train.learning_rate=0.0003" in words for words in trained)
+
+
+def test_a_probe_takes_the_rate_of_its_variant(tmp_path):
+    form = study.form_of(study.parse_arguments(["--reduced", "--variants", "sft", "para", "para-start"]))
+    begun = Study(form, tmp_path, tmp_path, tmp_path, tmp_path / "results.jsonl", dry_run=True)
+    for rate, accuracy in zip(form.rates, (0.2, 0.6), strict=True):
+        begun.results.append(rate_record(rate, accuracy) | {"piece": f"para-{rate}", "study": ""})
+    assert begun._best_rate(MODEL, "para-start") == form.rates[1]
+
+
+def test_another_mixture_is_of_this_folder(capsys, tmp_path):
+    found = commands(capsys, tmp_path, "--reduced", "--mixture", "mixture-verifiable")
+    files = [words[2] for words in found if words[:2] == ["prepare", "mixture"]]
+    assert files == [str(FOLDER / "mixture-verifiable.yaml")] * 2
+
+
 def test_a_piece_whose_result_is_there_is_left_out_and_a_run_whose_responses_are_lost_is_not(capsys, tmp_path):
     """A rate needs its score alone; a run also its responses, until it has been compared."""
     work = tmp_path / "work"
@@ -145,12 +177,13 @@ def test_a_piece_whose_result_is_there_is_left_out_and_a_run_whose_responses_are
     begun = Study(form, tmp_path, tmp_path, work, tmp_path / "results.jsonl", dry_run=True)
     begun.id = begun.identity()
     assert begun.id
-    for training in (Training("rate", MODEL, "para", 0, 5e-5), Training("run", MODEL, "flat", 0, 5e-5)):
-        begun.results.append({"piece": training.name, "study": begun.id, **rate_record(5e-5, 0.5), "kind": "run"})
+    done, left = form.rates
+    for training in (Training("rate", MODEL, "para", 0, done), Training("run", MODEL, "flat", 0, done)):
+        begun.results.append({"piece": training.name, "study": begun.id, **rate_record(done, 0.5), "kind": "run"})
     begun.run()
     names = [word for line in capsys.readouterr().out.splitlines() for word in line.split() if word.startswith("name=")]
-    assert f"name={MODEL}-para-rate-0.0002" in names
-    assert f"name={MODEL}-para-rate-5e-05" not in names
+    assert f"name={MODEL}-para-rate-{left:g}" in names
+    assert f"name={MODEL}-para-rate-{done:g}" not in names
     assert f"name={MODEL}-flat-seed-0" in names
     for task in ("ifeval", "ifeval-flatten"):
         rows.write_jsonl(work / "runs" / f"{MODEL}-flat-seed-0" / "scores" / task / "scores.json", [{}])
