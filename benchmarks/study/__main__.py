@@ -95,7 +95,7 @@ def form_of(options: argparse.Namespace) -> Form:
         sys.exit(f"--variants: {BASELINE} must be among them, the others are compared with it")
     if FIRST_SEED not in parts.get("seeds", (FIRST_SEED,)):
         sys.exit(f"--seeds: {FIRST_SEED} must be among them, the base model is scored with it")
-    return replace(form, **changed, **parts, name=f"{form.name}-changed" if changed else form.name)
+    return replace(form, **changed, **parts, changed=changed, name=f"{form.name}-changed" if changed else form.name)
 
 
 def _frozen(value: Any) -> Any:

@@ -19,7 +19,7 @@ from benchmarks.study.runner import Runner
 
 ROOT = FOLDER.parents[1]
 # Fields of a form that do not change what one of its pieces scores.
-_MAY_GROW = ("models", "variants", "seeds", "jobs")
+_MAY_GROW = ("models", "variants", "seeds", "jobs", "changed")
 
 
 class Study:
@@ -206,6 +206,7 @@ class Study:
             "piece": piece,
             "study": self.id,
             "form": self.form.name,
+            "changed": self.form.changed,
             "kind": kind,
             "model": model,
             "variant": variant,

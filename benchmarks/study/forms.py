@@ -27,8 +27,9 @@ The speed on the GPU is a guess. Seeds are done one after the other, so that a s
 tables of the first seed, and `--seeds 0` is a third of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent
 BASELINE = "sft"
@@ -82,6 +83,7 @@ class Form:
         training: Recipe keys for this machine.
         evaluation: Options of `misotune eval` for this machine.
         jobs: Pieces at a time.
+        changed: What differs from `REDUCED` or `FULL`, by field; a result says it.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Form:
     training: tuple[str, ...] = ()
     evaluation: tuple[str, ...] = ()
     jobs: int = 1
+    changed: dict[str, Any] = field(default_factory=dict)
 
 
 REDUCED = Form(

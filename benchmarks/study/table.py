@@ -85,7 +85,11 @@ class Results:
 
     def variants(self, model: str) -> list[str]:
         """Returns the variants that were trained and scored, in the table's order."""
-        return [variant for variant in (*VARIANTS, *PROBES) if self.of("run", model, variant)]
+        return [variant for variant in VARIANTS if self.of("run", model, variant)]
+
+    def probes(self, model: str) -> list[str]:
+        """Returns the probes that were trained and scored."""
+        return [probe for probe in PROBES if self.of("run", model, probe)]
 
     def figures(self, model: str, variant: str, column: str) -> list[float]:
         """Returns a figure of each seed; of the base model the only one."""
@@ -113,8 +117,8 @@ class Results:
         return [line["difference"] for line in lines], [line["p"] for line in lines]
 
 
-def render(results: Results) -> str:
-    """Returns the Markdown between the marks."""
+def render(results: Results, others: Sequence[Results] = ()) -> str:
+    """Returns the Markdown between the marks; `others` are studies that changed something of this one."""
     parts = [provenance(results)]
     for model in results.models:
         parts += [f"### {model}"]
@@ -123,6 +127,10 @@ def render(results: Results) -> str:
             if table:
                 parts += [f"**{title}**", table]
     parts += ["### The paper's figures beside ours", beside_paper(results)]
+    for model in results.models:
+        table = one_thing_changed(results, others, model)
+        if table:
+            parts += [f"### One thing changed at a time: {model}", table]
     return "\n\n".join(parts)
 
 
@@ -328,6 +336,44 @@ def beside_paper(results: Results) -> str:
     return f"{told} The paper's means are taken from its rounded figures.\n\n{table}"
 
 
+def one_thing_changed(results: Results, others: Sequence[Results], model: str) -> str:
+    """Returns what became of the difference to the baseline when one thing was changed."""
+    probes = results.probes(model)
+    if not probes and not others:
+        return ""
+    asked = [(results, "-", variant) for variant in (BASELINE, *dict.fromkeys(PROBES[probe] for probe in probes))]
+    asked += [(results, "recipe", probe) for probe in probes]
+    for other in others:
+        changes = ", ".join(f"{key}: {_change(value)}" for key, value in other.records[-1]["changed"].items())
+        asked += [(other, changes, variant) for variant in other.variants(model)]
+    rows = []
+    for study, what, variant in asked:
+        records = study.of("run", model, variant)
+        cells = [estimate(study.figures(model, variant, column)) for column in (TESTED[0], TESTED[2])]
+        for column in (TESTED[0], TESTED[2]):
+            values, tests = study.differences(model, variant, column)
+            cells += [estimate(values, sign=True), " ".join(map(p_text, tests))] if values else ["-", "-"]
+        tokens = _mean_training(records)["trained_tokens"]
+        rows.append([f"`{variant}`", what, f"{records[0]['learning_rate']:g}", f"{tokens:,.0f}", *cells])
+    heading = [
+        "",
+        "changed",
+        "rate",
+        "trained tokens",
+        "[S]I",
+        "Flatten [S]I",
+        "[S]I against `sft`",
+        "p",
+        "Flatten",
+        "p",
+    ]
+    return markdown(heading, rows)
+
+
+def _change(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def p_text(p: float) -> str:
     """Returns a p value with as many digits as say something.
 
@@ -370,13 +416,17 @@ _TABLES: dict[str, Callable[[Results, str], Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="result files")
-    parser.add_argument("--study", help="which of the studies in them (default: the last record's)")
+    parser.add_argument("--study", help="which of the studies in them (default: the first with its form's own sizes)")
     parser.add_argument("--page", type=Path, help="write the tables into this page")
     options = parser.parse_args()
     records = read_results(options.results)
     if not records:
         sys.exit(f"{', '.join(map(str, options.results))}: no results")
-    content = render(Results(records, options.study))
+    studies = list(dict.fromkeys(record["study"] for record in records))
+    unchanged = next((record["study"] for record in records if not record["changed"]), studies[0])
+    main_study = options.study or unchanged
+    others = [Results(records, study) for study in studies if study != main_study]
+    content = render(Results(records, main_study), [other for other in others if other.records[-1]["changed"]])
     if options.page is None:
         print(content)
     else:

@@ -229,7 +229,15 @@ def scored(kind, variant, seed, shares, trained_tokens=100, steps=10):
 
 
 def base_record():
-    place = {"study": "s", "form": "full", "model": MODEL, "jobs": 1, "date": "2026-01-01", "commit": "c"}
+    place = {
+        "study": "s",
+        "form": "full",
+        "model": MODEL,
+        "jobs": 1,
+        "date": "2026-01-01",
+        "commit": "c",
+        "changed": {},
+    }
     return place | {"hardware": "h", "torch": "2"}
 
 
@@ -288,6 +296,25 @@ def test_gains_stand_beside_the_papers(results):
     cells = cells_of(table.beside_paper(results), "flat")
     assert cells[1] == "45.0 (-3.0)"  # the paper rounds its 45.05 to 45.1, and 48.08 of sft to 48.1
     assert cells[-2:] == ["45.0 (+15.0)", "75.0 (+15.0)"]
+
+
+def test_one_thing_changed_stands_beside_what_it_was_changed_of(results):
+    own = [*results.records, scored("run", "para", 0, (0.1, 0.3, 0.1, 0.3, 0.5, 0.5))]
+    own += [scored("run", "para-start", 0, (0.1, 0.4, 0.1, 0.4, 0.6, 0.6)), compared("para-start", 0, 0.2, 0.03)]
+    other = [
+        record | {"study": "o", "changed": {"mixture": "mixture-verifiable", "rates": [1e-3]}}
+        for record in (scored("run", "sft", 0, (0.1, 0.5, 0.1, 0.5, 0.7, 0.7)), compared("sft", 0, 0.0, 1.0))
+    ]
+    text = table.one_thing_changed(table.Results(own, "s"), [table.Results([*own, *other], "o")], MODEL)
+    assert cells_of(text, "para")[1:6] == ["-", "0.0001", "100", "30.0", "50.0"]
+    assert cells_of(text, "para-start")[1:8] == ["recipe", "0.0001", "100", "40.0", "60.0", "+20.0", "0.030"]
+    assert "| `sft` | mixture: mixture-verifiable, rates: 0.001 | 0.0001 | 100 | 50.0 | 70.0 |" in text
+    assert "`flat`" not in text  # neither a probe nor what one was made of
+    assert "para-start" not in table.accuracy(table.Results(own, "s"), MODEL)
+
+
+def test_nothing_is_said_of_changes_where_none_was_made(results):
+    assert table.one_thing_changed(results, [], MODEL) == ""
 
 
 def test_the_page_keeps_what_stands_around_the_marks(results, tmp_path):
