@@ -1,18 +1,16 @@
 """The two sizes of the study, and what is compared in it.
 
-Neither form has been run. What they were sized by (tokens of SmolLM2, from `misotune train --plan`):
+Reduced, for 100 minutes of two CPU cores. It took 109, other programs taking a part of the cores
+(`benchmarks/results/cpu/study.jsonl`; tokens are inputs and outputs together):
 
-Reduced, 100 minutes of two CPU cores. Training goes at about 240 tokens/s, inputs and outputs together
-(`benchmarks/results/cpu/train.jsonl`), evaluation at about 250 new tokens/s (`evaluation.jsonl` beside it).
+    rates        48 rows, two rates, four variants: 214 thousand tokens                                   19 min
+    validation   eight models x 48 prompts: 90 thousand new tokens                                        10 min
+    runs         200 rows: sft and succ 60, para 101, flat 214 thousand tokens                            43 min
+    IFEval       five models x (250 prompts and the 388 of Flatten in them): 625 thousand new tokens      36 min
+                                                                                                         109 min
 
-    runs         200 rows: sft 63, para 105, succ 63, flat 222 thousand tokens = 453 thousand             31 min
-    rates        48 rows, two rates: about 105 thousand tokens for the four variants, twice               15 min
-    IFEval       five models x (250 + 250 of Flatten) prompts x about 200 of 256 tokens at most           33 min
-    validation   eight models x 48 prompts x about 200 tokens                                              5 min
-    starts       24 processes x about 15 s                                                                 6 min
-                                                                                                          90 min
-
-Full, 25 minutes of one H200, eight pieces at a time on the one GPU: models this small leave most of it idle.
+Full, for 25 minutes of one H200, eight pieces at a time on the one GPU: models this small leave most of it idle. It has
+not been run; it was sized by (tokens of SmolLM2, from `misotune train --plan`):
 
     runs         2,235 rows: sft and succ 1.3, para, fid-para and vanilla 2.1, without full about 1.7, flat about 4.7
                  million tokens: 17 million for the eight variants, 102 for three seeds and two models
