@@ -3,7 +3,7 @@
 import os
 import sys
 
-from misotune.evaluation.backends.processes import Processes
+from misotune.processes import Processes
 
 
 def toil(argument, jobs, send):

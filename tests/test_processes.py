@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from misotune import processes as processes_module
 from misotune.errors import RunError
-from misotune.evaluation.backends import processes as processes_module
-from misotune.evaluation.backends.processes import Processes
+from misotune.processes import Processes
 
 DRIVER = Path(__file__).with_name("process_driver.py")
 

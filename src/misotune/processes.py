@@ -44,25 +44,30 @@ class _Member:
 
 
 class Processes:
-    """One process for each argument, until `close`.
+    """One process for each argument, until `close`; numbered in the order of their starts, from 0.
 
     They are spawned, so a script that comes here without the command line needs `if __name__ == "__main__":`.
 
     Args:
         work: What each does; a function that can be imported by its name.
-        arguments: By the name that errors have for the process.
+        arguments: Of those that start at once, by the name that errors have for the process.
         cure: What an error says to do.
     """
 
-    def __init__(self, work: Work, arguments: Sequence[tuple[str, Any]], *, cure: str) -> None:
+    def __init__(self, work: Work, arguments: Sequence[tuple[str, Any]] = (), *, cure: str) -> None:
+        self._work = work
         self._cure = cure
         self._members: list[_Member] = []
         try:
             for name, argument in arguments:
-                self._members.append(_start(name, work, argument))
+                self.start(name, argument)
         except BaseException:
             self.close()
             raise
+
+    def start(self, name: str, argument: Any) -> None:
+        """Starts one more."""
+        self._members.append(_start(name, self._work, argument))
 
     def send(self, number: int, job: Any) -> None:
         """Gives a process its next job; one that waits for none may block this process.
@@ -83,6 +88,14 @@ class Processes:
         """
         ready = set(wait([member.connection for member in self._members]))
         return [(i, self._message(member)) for i, member in enumerate(self._members) if member.connection in ready]
+
+    def receive_from(self, number: int) -> Any:
+        """Returns the next message of a process, as soon as it is there.
+
+        Raises:
+            RunError: It failed, or is gone.
+        """
+        return self._message(self._members[number])
 
     def close(self) -> None:
         """Ends all, whatever they are doing."""
