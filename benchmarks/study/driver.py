@@ -6,14 +6,15 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
 import yaml
 from benchmarks.study import rows
 from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, PROBES, VARIANTS, Form
-from benchmarks.study.pieces import TASKS, Training, read_comparison, read_scores, read_training
+from benchmarks.study.pieces import IFEVAL, TASKS, Training, read_comparison, read_scores, read_training
+from benchmarks.study.responses import read_responses
 from benchmarks.study.results import Record, ResultFile, choose_rate
 from benchmarks.study.runner import Runner
 
@@ -71,6 +72,8 @@ class Study:
                 for model in self.form.models
                 for task in TASKS
             )
+            for each in both:
+                self.describe(*each, seed)
 
     def prepare(self) -> None:
         """Makes the datasets `train` and `rate` and the validation prompts, where they are not there."""
@@ -113,10 +116,10 @@ class Study:
         is_compared = all(
             self.results.find(comparison_name(*place, variant, task), self.id)
             for variant in others
-            for task in TASKS
+            for task in replace(training, variant=variant).tasks(self.form)
             if variant != BASELINE
         )
-        folders = training.score_folders().values()
+        folders = training.score_folders(self.form).values()
         return training.kind == "rate" or is_compared or all(map(self._has_scores, folders))
 
     def _has_scores(self, folder: Path) -> bool:
@@ -130,14 +133,14 @@ class Study:
             command = training.train_command(self.form, self.models)
             started = ["--resume"] if (run / "recipe.yaml").exists() else []
             command_s["train"] = self.runner.misotune(training.name, *command, *started)[1]
-        folders, base = training.score_folders(), training.base_folders()
-        wanted = [*folders.values(), *(base.values() if training.scores_base else ())]
+        folders, base = training.score_folders(self.form), training.base_folders()
+        wanted = [*folders.values(), *(base.values() if training.scores_base(self.form) else ())]
         if not all(map(self._has_scores, wanted)):
             command = training.eval_command(self.form, self.ifeval)
             command_s["eval"] = self.runner.misotune(training.name, *command)[1]
         if self.runner.dry_run:
             return
-        if training.scores_base:
+        if training.scores_base(self.form):
             self._write_base(training, base)
         values = yaml.safe_load(training.recipe.read_text(encoding="utf-8"))
         self.results.append(
@@ -178,15 +181,18 @@ class Study:
     def compare(self, model: str, seed: int, task: str) -> None:
         """Compares every variant and the base with the baseline of the same seed, and writes a result for each."""
         runs = {name: Training("run", model, name, seed, None) for name in self.form.variants}
+        if task not in runs[BASELINE].tasks(self.form):
+            return
         first = Training("run", model, BASELINE, FIRST_SEED, None)
         base = first.base_folders()[task]
         folders = {"base": base} if self.runner.dry_run or self._has_scores(base) else {}
-        folders |= {name: run.score_folders()[task] for name, run in runs.items() if name != BASELINE}
+        scored = {name: run for name, run in runs.items() if task in run.tasks(self.form)}
+        folders |= {name: run.score_folders(self.form)[task] for name, run in scored.items() if name != BASELINE}
         names = {variant: comparison_name(model, seed, variant, task) for variant in folders}
         left = [variant for variant in folders if not self.results.find(names[variant], self.id)]
         if not left:
             return
-        baseline = runs[BASELINE].score_folders()[task]
+        baseline = runs[BASELINE].score_folders(self.form)[task]
         paths = [baseline, *(folders[variant] for variant in left)]
         printed, _ = self.runner.misotune(f"{model}-seed-{seed}-compared", "compare", *paths, "--json")
         if self.runner.dry_run:
@@ -194,6 +200,18 @@ class Study:
         for variant, found in read_comparison(printed, left).items():
             record = self._record(names[variant], "comparison", model, variant)
             self.results.append(record | {"seed": seed, "against": BASELINE, **found})
+
+    def describe(self, model: str, variant: str, seed: int) -> None:
+        """Writes a result on how the responses of a run read, and with the first baseline those of the base model."""
+        run = Training("run", model, variant, seed, None)
+        folders = {variant: run.score_folders(self.form)[IFEVAL]}
+        if run.scores_base(self.form):
+            folders["base"] = run.base_folders()[IFEVAL]
+        for name, folder in folders.items():
+            piece = f"{model}-{name}-seed-{seed}-responses"
+            if not self.results.find(piece, self.id) and (self.work / folder / "samples.jsonl").exists():
+                found = read_responses(self.work / folder)
+                self.results.append(self._record(piece, "responses", model, name) | {"seed": seed, **found})
 
     def _record(self, piece: str, kind: str, model: str, variant: str) -> Record:
         """What every result has: where and with what it was taken."""

@@ -103,6 +103,14 @@ class Form:
     jobs: int = 1
     changed: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_probe(self) -> bool:
+        """Whether rows or rates alone were changed, to see what becomes of a difference.
+
+        Such a study is scored on IFEval alone, and its base model, on the same prompts, by the unchanged form.
+        """
+        return bool(self.changed) and set(self.changed) <= {"mixture", "rates"}
+
 
 REDUCED = Form(
     name="reduced",

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, MODELS, Form
+from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, MODELS, PROBES, Form
 
-TASKS = ("ifeval", "ifeval-flatten")
+IFEVAL, FLATTEN = TASKS = ("ifeval", "ifeval-flatten")
 CONSTRAINT_TYPE = "constraint type"
 # In the commands of a dry run, where the rate is not known yet.
 BEST = "BEST"
@@ -18,7 +18,7 @@ class Training:
     """A model that is trained and scored.
 
     Attributes:
-        kind: `rate` is scored on the validation split, `run` on IFEval and IFEval-Flatten.
+        kind: `rate` is scored on the validation split, `run` on IFEval's prompts.
         model: Its name.
         variant: The recipe's name.
         seed: Of the run.
@@ -40,10 +40,14 @@ class Training:
     def recipe(self) -> Path:
         return FOLDER / "recipes" / f"{self.variant}.yaml"
 
-    @property
-    def scores_base(self) -> bool:
+    def scores_base(self, form: Form) -> bool:
         """Whether the model that training starts from is scored in the same go: with the first baseline."""
-        return self.kind == "run" and self.variant == BASELINE and self.seed == FIRST_SEED
+        is_first = self.kind == "run" and self.variant == BASELINE and self.seed == FIRST_SEED
+        return is_first and not form.is_probe
+
+    def tasks(self, form: Form) -> tuple[str, ...]:
+        """Returns what a run is scored on: IFEval and IFEval-Flatten, a probe IFEval alone."""
+        return TASKS[:1] if form.is_probe or self.variant in PROBES else TASKS
 
     def train_command(self, form: Form, models: Path) -> list[str]:
         """Returns the command that trains it; `--resume` is for the caller to add."""
@@ -62,16 +66,16 @@ class Training:
             task = ["eval", "ifeval", "--data", "rows/validation.jsonl", "--out", f"scores/validation/{self.name}"]
             limit = form.rate_limit
         else:
-            task = ["eval", "ifeval", "--flatten", "--data", str(ifeval)]
+            task = ["eval", "ifeval", *(["--flatten"] if len(self.tasks(form)) > 1 else []), "--data", str(ifeval)]
             limit = form.limit
-        base = ["--base"] if self.scores_base else []
+        base = ["--base"] if self.scores_base(form) else []
         return [*task, *options, *base, *([] if limit is None else ["--limit", str(limit)])]
 
-    def score_folders(self) -> dict[str, Path]:
+    def score_folders(self, form: Form) -> dict[str, Path]:
         """Returns the result folder of each task, below the study's folder."""
         if self.kind == "rate":
             return {"validation": Path("scores", "validation", self.name)}
-        return {task: Path("runs", self.name, "scores", task) for task in TASKS}
+        return {task: Path("runs", self.name, "scores", task) for task in self.tasks(form)}
 
     def base_folders(self) -> dict[str, Path]:
         """Returns the same for the model that the run started from."""

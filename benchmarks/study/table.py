@@ -17,12 +17,12 @@ from typing import Any
 
 from benchmarks.study.forms import BASELINE, PROBES, VARIANTS
 from benchmarks.study.paper import PAPER, averages
-from benchmarks.study.pieces import TASKS
+from benchmarks.study.pieces import FLATTEN, IFEVAL, TASKS
+from benchmarks.study.responses import REPETITIVE
 from benchmarks.study.results import RATE_FIGURE, Record, read_results
 
 BEGIN, END = "<!-- the study's results: written by benchmarks/study/table.py -->", "<!-- the end of the results -->"
 
-IFEVAL, FLATTEN = TASKS
 STRICT, LOOSE = "inst_level_strict_acc", "inst_level_loose_acc"
 # Heading -> task and figure; `Avg.` is the paper's: the mean of the task's columns before it.
 COLUMNS = {
@@ -104,16 +104,20 @@ class Results:
             statistics.mean(values) for values in zip(*(self.figures(model, variant, c) for c in columns), strict=True)
         ]
 
-    def differences(self, model: str, variant: str, column: str) -> tuple[list[float], list[float]]:
-        """Returns the difference to the baseline and its p value, seed by seed, as `misotune compare` found them."""
+    def compared(self, model: str, variant: str, column: str) -> list[Record]:
+        """Returns the lines of `misotune compare` about the difference to the baseline, seed by seed."""
         task, figure = COLUMNS[column]
-        lines = [
+        return [
             line
             for record in self.of("comparison", model, variant)
             if record["task"] == task
             for line in record["overall"]
             if line["metric"] == figure
         ]
+
+    def differences(self, model: str, variant: str, column: str) -> tuple[list[float], list[float]]:
+        """Returns the difference to the baseline and its p value, seed by seed, as `misotune compare` found them."""
+        lines = self.compared(model, variant, column)
         return [line["difference"] for line in lines], [line["p"] for line in lines]
 
 
@@ -169,8 +173,11 @@ def findings(results: Results, model: str) -> list[str]:
         higher = sum(value > 0 and p < CRITICAL_P for value, p in zip(values, tests, strict=True))
         lower = sum(value < 0 and p < CRITICAL_P for value, p in zip(values, tests, strict=True))
         verdict = f"better than `{BASELINE}` beyond the noise with {higher} of {len(values)} seeds, worse with {lower}"
+        lines = results.compared(model, variant, TESTED[0])
+        intervals = "; ".join(f"{100 * line['low']:+.1f} to {100 * line['high']:+.1f}" for line in lines)
         sentences.append(
-            f"{model}, `{variant}`: {estimate(values, sign=True)} points of instruction strict; {verdict}."
+            f"{model}, `{variant}`: {estimate(values, sign=True)} points of instruction strict (95 % interval over "
+            f"prompts, for each seed: {intervals}); {verdict}."
         )
     return sentences
 
@@ -277,6 +284,24 @@ def rates(results: Results, model: str) -> str:
     return markdown(["", *(f"{rate:g}" for rate in tried)], rows)
 
 
+def responses(results: Results, model: str) -> str:
+    """Returns how responses to IFEval read: long, and in circles."""
+    rows = []
+    for variant in ["base", *results.variants(model), *results.probes(model)]:
+        found = results.of("responses", model, variant)
+        if found:
+            shares = [record["num_repetitive"] / record["num_responses"] for record in found]
+            parts = [
+                [share for record in found if (share := record[f"strict_{part}"]) is not None]
+                for part in ("repetitive", "others")
+            ]
+            cells = [estimate(values) if values else "-" for values in (shares, *parts)]
+            rows.append([f"`{variant}`", f"{statistics.mean(record['words'] for record in found):.0f}", *cells])
+    table = markdown(["", "words", "run in circles", "[S]I of these", "[S]I of the others"], rows)
+    told = f"A response runs in circles when at least {REPETITIVE:.0%} of its 4-grams of words stood in it before."
+    return f"{table}\n\n{told}" if rows else ""
+
+
 def by_type(results: Results, model: str) -> str:
     """Returns the share of constraints met, strictly, by their type."""
     columns = [name for name in ("base", *results.variants(model)) if results.figures(model, name, TESTED[0])]
@@ -306,6 +331,8 @@ def _types_that_differ(results: Results, model: str) -> str:
         for line in record["types"]
         if line["corrected_p"] is not None and line["corrected_p"] < CRITICAL_P
     ]
+    if not any(results.of("comparison", model, variant) for variant in results.variants(model)):
+        return ""  # not yet compared
     if not found:
         return f"Corrected for the number of types (Holm), none differs from `{BASELINE}` beyond the noise."
     return f"Beyond the noise against `{BASELINE}`, corrected for the number of types (Holm): {'; '.join(found)}."
@@ -349,24 +376,14 @@ def one_thing_changed(results: Results, others: Sequence[Results], model: str) -
     rows = []
     for study, what, variant in asked:
         records = study.of("run", model, variant)
-        cells = [estimate(study.figures(model, variant, column)) for column in (TESTED[0], TESTED[2])]
-        for column in (TESTED[0], TESTED[2]):
+        cells = [estimate(study.figures(model, variant, column)) for column in TESTED[:2]]
+        for column in TESTED[:2]:
             values, tests = study.differences(model, variant, column)
             cells += [estimate(values, sign=True), " ".join(map(p_text, tests))] if values else ["-", "-"]
         tokens = _mean_training(records)["trained_tokens"]
         rows.append([f"`{variant}`", what, f"{records[0]['learning_rate']:g}", f"{tokens:,.0f}", *cells])
-    heading = [
-        "",
-        "changed",
-        "rate",
-        "trained tokens",
-        "[S]I",
-        "Flatten [S]I",
-        "[S]I against `sft`",
-        "p",
-        "Flatten",
-        "p",
-    ]
+    heading = ["", "changed", "rate", "trained tokens", *TESTED[:2], f"{TESTED[0]} against `{BASELINE}`", "p"]
+    heading += [f"{TESTED[1]} against it", "p"]
     return markdown(heading, rows)
 
 
@@ -409,6 +426,7 @@ _TABLES: dict[str, Callable[[Results, str], Any]] = {
     f"Differences to `{BASELINE}` in points, and p for each seed": against_baseline,
     "What training cost": cost,
     "By constraint type, instruction strict": by_type,
+    "How the responses to IFEval read, percent": responses,
     "Learning rates on the validation split, instruction strict": rates,
 }
 

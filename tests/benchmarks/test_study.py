@@ -12,6 +12,7 @@ from benchmarks.study import rows, table  # noqa: E402
 from benchmarks.study.driver import Study  # noqa: E402
 from benchmarks.study.forms import FOLDER, FULL, PROBES, VARIANTS  # noqa: E402
 from benchmarks.study.pieces import Training, read_training  # noqa: E402
+from benchmarks.study.responses import read_responses  # noqa: E402
 from benchmarks.study.results import ResultFile, choose_rate, read_results  # noqa: E402
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -161,6 +162,25 @@ def test_a_probe_takes_the_rate_of_its_variant(tmp_path):
     assert begun._best_rate(MODEL, "para-start") == form.rates[1]
 
 
+def test_a_probe_is_scored_on_ifeval_alone(capsys, tmp_path):
+    found = commands(capsys, tmp_path, "--reduced", "--variants", "sft", "para-start")
+    evaluated = {words[words.index("--model") + 1]: "--flatten" in words for words in found if words[0] == "eval"}
+    assert {model: flattens for model, flattens in evaluated.items() if "seed" in model} == {
+        f"runs/{MODEL}-sft-seed-0": True,
+        f"runs/{MODEL}-para-start-seed-0": False,
+    }
+    compared_names = [[word for word in words if "para-start" in word] for words in found if words[0] == "compare"]
+    assert [len(names) for names in compared_names] == [1, 0]  # of Flatten the base model alone
+
+
+def test_a_study_of_other_rows_or_rates_is_scored_on_ifeval_alone_without_the_base_model(capsys, tmp_path):
+    for change in (["--rates", "1e-3"], ["--mixture", "mixture-verifiable"]):
+        found = commands(capsys, tmp_path, "--reduced", *change)
+        assert not any("--base" in words or "--flatten" in words for words in found)
+        assert sum(words[0] == "compare" for words in found) == 1
+    assert any("--base" in words for words in commands(capsys, tmp_path, "--reduced", "--limit", "100"))
+
+
 def test_another_mixture_is_of_this_folder(capsys, tmp_path):
     found = commands(capsys, tmp_path, "--reduced", "--mixture", "mixture-verifiable")
     files = [words[2] for words in found if words[:2] == ["prepare", "mixture"]]
@@ -212,6 +232,22 @@ def test_a_result_that_was_cut_short_is_done_again_and_the_next_line_is_whole(tm
     assert [record["piece"] for record in read_results([path])] == ["a", "b"]
 
 
+def test_responses_that_run_in_circles_are_told_apart(tmp_path):
+    samples = [
+        {"response": "one two three four " * 3, "strict": [True, True]},  # nine 4-grams, five of them repeated
+        {"response": "one two three four five six seven", "strict": [True, False, False]},
+        {"response": "", "strict": [False]},
+    ]
+    rows.write_jsonl(tmp_path / "samples.jsonl", samples)
+    found = read_responses(tmp_path)
+    assert (found["num_responses"], found["num_repetitive"], found["num_others"]) == (3, 1, 2)
+    assert (found["strict_repetitive"], found["strict_others"]) == (1.0, 0.25)
+    assert found["words"] == pytest.approx((12 + 7) / 3)
+    record = base_record() | {"piece": "r", "kind": "responses", "variant": "sft", "seed": 0} | found
+    results = table.Results([record, scored("run", "sft", 0, (0.1,) * 6)])
+    assert cells_of(table.responses(results, MODEL), "sft")[1:] == ["6", "33.3", "100.0", "25.0"]
+
+
 def scored(kind, variant, seed, shares, trained_tokens=100, steps=10):
     """A record whose six figures are `shares`, in the order of the table's columns."""
     scores = {task: {"figures": {}, "num_prompts": 4, "types": {}} for task in table.TASKS}
@@ -243,6 +279,7 @@ def base_record():
 
 def compared(variant, seed, difference, p, task="ifeval"):
     line = {"label": "all", "metric": "inst_level_strict_acc", "difference": difference, "p": p}
+    line |= {"low": difference - 0.05, "high": difference + 0.05}
     record = {"piece": f"{task}-{variant}-{seed}", "kind": "comparison", "variant": variant, "seed": seed, "task": task}
     of_type = {"label": "punctuation:no_comma", "difference": difference, "corrected_p": p}
     return base_record() | record | {"overall": [line], "types": [of_type]}
@@ -282,7 +319,8 @@ def test_the_accuracy_table_is_that_of_a_computation_by_hand(results):
 def test_differences_are_means_over_seeds_with_each_seeds_own_p(results):
     assert cells_of(table.against_baseline(results, MODEL), "flat")[1:] == ["+15.0 ± 5.0", "0.010 0.20"]
     (sentence,) = table.findings(results, MODEL)
-    assert "+15.0 ± 5.0 points" in sentence
+    assert "+15.0 ± 5.0 points of instruction strict (95 % interval over prompts, for each seed" in sentence
+    assert ": +15.0 to +25.0; +5.0 to +15.0)" in sentence
     assert "beyond the noise with 1 of 2 seeds, worse with 0" in sentence
 
 
@@ -306,9 +344,9 @@ def test_one_thing_changed_stands_beside_what_it_was_changed_of(results):
         for record in (scored("run", "sft", 0, (0.1, 0.5, 0.1, 0.5, 0.7, 0.7)), compared("sft", 0, 0.0, 1.0))
     ]
     text = table.one_thing_changed(table.Results(own, "s"), [table.Results([*own, *other], "o")], MODEL)
-    assert cells_of(text, "para")[1:6] == ["-", "0.0001", "100", "30.0", "50.0"]
-    assert cells_of(text, "para-start")[1:8] == ["recipe", "0.0001", "100", "40.0", "60.0", "+20.0", "0.030"]
-    assert "| `sft` | mixture: mixture-verifiable, rates: 0.001 | 0.0001 | 100 | 50.0 | 70.0 |" in text
+    assert cells_of(text, "para")[1:6] == ["-", "0.0001", "100", "30.0", "10.0"]
+    assert cells_of(text, "para-start")[1:8] == ["recipe", "0.0001", "100", "40.0", "10.0", "+20.0", "0.030"]
+    assert "| `sft` | mixture: mixture-verifiable, rates: 0.001 | 0.0001 | 100 | 50.0 | 10.0 |" in text
     assert "`flat`" not in text  # neither a probe nor what one was made of
     assert "para-start" not in table.accuracy(table.Results(own, "s"), MODEL)
 

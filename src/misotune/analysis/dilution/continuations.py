@@ -5,7 +5,7 @@ beside one input, as in plain decoding, and the share of repeated 4-grams. A tex
 perplexity; one that runs in circles has a low one, and many repetitions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import exp
@@ -114,13 +114,13 @@ def fluency(texts: Sequence[Continuation]) -> list[Fluency]:
     return [_fluency(members) for members in groups.values()]
 
 
-def repeated_4grams(token_ids: Sequence[int]) -> float:
-    """Returns the share of 4-grams that stood in the text before; 0 for a text without any.
+def repeated_4grams(tokens: Sequence[Hashable]) -> float:
+    """Returns the share of 4-grams (of token ids, of words) that stood in the text before; 0 for a text without any.
 
     >>> repeated_4grams([1, 2, 3, 4, 1, 2, 3, 4])  # five, of which the last repeats the first
     0.2
     """
-    grams = [tuple(token_ids[i : i + 4]) for i in range(len(token_ids) - 3)]
+    grams = [tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)]
     return (len(grams) - len(set(grams))) / len(grams) if grams else 0.0
 
 
