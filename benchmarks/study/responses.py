@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.study.rows import Row, read_jsonl
 
-from misotune.analysis.continuations import repeated_4grams
+from misotune.analysis.dilution.continuations import repeated_4grams
 
 # A response whose 4-grams of words stood in it before to at least this share.
 REPETITIVE = 0.3

@@ -3,13 +3,13 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from misotune.analysis.attention_results import write_attention
-from misotune.analysis.attention_summary import ConstraintShare, ModelShares, RowShares
-from misotune.analysis.continuations import Continuation
-from misotune.analysis.dependency_results import write_result as write_dependency
-from misotune.analysis.dependency_table import Dependency, ScoredResponse
-from misotune.analysis.dilution import MEASURED, Dilution
-from misotune.analysis.results import write_result as write_dilution
+from misotune.analysis.attention.results import write_attention
+from misotune.analysis.attention.summary import ConstraintShare, ModelShares, RowShares
+from misotune.analysis.dependency.responses import Dependency, ScoredResponse
+from misotune.analysis.dependency.results import write_result as write_dependency
+from misotune.analysis.dilution.continuations import Continuation
+from misotune.analysis.dilution.results import write_result as write_dilution
+from misotune.analysis.dilution.shares import MEASURED, Dilution
 
 EVIL = "<script>alert(1)</script> & {{ 7 * 7 }}"
 RESULT = {"settings": {"data": EVIL, "limit": 3, "write": None}, "versions": {"torch": "2.13"}, "num_left_out": 1}

@@ -75,11 +75,9 @@ def attention(
     names = _names(named, [label(name) for name in named])
     folder = result_folder(out, sources, names, "attention")
     messages = messages_console()
-    from misotune.analysis.attention_page import attention_tables, left_out_notes
-    from misotune.analysis.attention_results import check_attention_folder
-    from misotune.analysis.attention_study import AttentionSettings, study_attention
+    from misotune.analysis.attention.page import attention_tables, left_out_notes
+    from misotune.analysis.attention.study import AttentionSettings, study_attention
 
-    check_attention_folder(folder)
     check_data(data, "--data ", "para")
 
     def load(index: int) -> tuple[Any, Any]:

@@ -74,12 +74,10 @@ def dependency(
     name = label(source.name)
     folder = result_folder(out, [source], [name], "dependency")
     messages = messages_console()
-    from misotune.analysis.dependency_page import histogram_table, ranked_tables, summary
-    from misotune.analysis.dependency_results import check_result_folder
-    from misotune.analysis.dependency_study import DependencySettings, study_dependency
-    from misotune.analysis.dependency_write import check_target
+    from misotune.analysis.dependency.page import histogram_table, ranked_tables, summary
+    from misotune.analysis.dependency.study import DependencySettings, study_dependency
+    from misotune.analysis.dependency.write import check_target
 
-    check_result_folder(folder)
     check_data(data, "", "sft")
     if write is not None:
         check_target(data, write)

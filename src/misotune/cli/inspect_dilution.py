@@ -24,7 +24,7 @@ from misotune.cli.inspect_shared import (
 )
 
 if TYPE_CHECKING:
-    from misotune.analysis.continuations import Continuation
+    from misotune.analysis.dilution.continuations import Continuation
 
 
 def dilution(
@@ -65,11 +65,9 @@ def dilution(
     name = label(source.name)
     folder = result_folder(out, [source], [name], "dilution")
     messages = messages_console()
-    from misotune.analysis.dilution_page import dilution_tables
-    from misotune.analysis.results import check_result_folder
-    from misotune.analysis.study import DilutionSettings, study_dilution
+    from misotune.analysis.dilution.page import dilution_tables
+    from misotune.analysis.dilution.study import DilutionSettings, study_dilution
 
-    check_result_folder(folder)
     check_data(data, "--data ", "para")
     loaded, tokenizer = load_model(source.path, dtype, messages)
     settings = DilutionSettings(data, max_inputs, repeat, limit, max_length, generate, max_new_tokens)

@@ -60,11 +60,18 @@ def find_models(names: Sequence[str], *, offline: bool) -> list["ModelSource"]:
 
 
 def result_folder(out: Path | None, sources: Sequence["ModelSource"], labels: Sequence[str], what: str) -> Path:
-    """Returns `out`, else the folder of one run's or of all models' results of a kind."""
-    if out is not None:
-        return out
+    """Returns `out`, else the folder of one run's or of all models' results of a kind.
+
+    Raises:
+        UsageError: It holds something else than an older result.
+    """
+    from misotune.analysis.result_folder import check_result_folder
+
     run = sources[0].run if len(sources) == 1 else None
-    return (run.path / "inspect" if run else _RESULTS_ROOT / "+".join(labels)) / what
+    place = (run.path / "inspect" if run else _RESULTS_ROOT / "+".join(labels)) / what
+    folder = place if out is None else out
+    check_result_folder(folder, what)
+    return folder
 
 
 def check_data(data: Path | None, option: str, mode: str) -> None:

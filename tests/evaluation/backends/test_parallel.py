@@ -16,7 +16,7 @@ from misotune.evaluation.backends.base import generate_responses
 from misotune.evaluation.backends.chat_model import load_chat_model
 from misotune.evaluation.backends.hf import HfBackend
 from misotune.evaluation.backends.parallel import ParallelBackend, choose_devices, open_hf_backend
-from misotune.evaluation.backends.processes import Processes
+from misotune.processes import Processes
 
 PROMPTS = [f"Name {n} rivers{' of the north' * (n % 4)}, and say why" for n in range(12)] + ["Hi", "Why?"]
 NUM_NEW = 8

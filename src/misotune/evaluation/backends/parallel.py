@@ -21,10 +21,10 @@ from misotune.evaluation.backends.chat_model import (
     load_chat_tokenizer,
 )
 from misotune.evaluation.backends.hf import HfBackend, halved, settings_of
-from misotune.evaluation.backends.processes import Processes
 from misotune.evaluation.backends.prompt_queue import BATCH_SIZE, PromptQueue, check_context, render_steered
 from misotune.evaluation.backends.response_cache import ResponseCache
 from misotune.evaluation.backends.worker import End, Job, Load, Start, Step, serve
+from misotune.processes import Processes
 
 _CURE = "the responses so far are kept: run the same command again, and it goes on from there"
 
