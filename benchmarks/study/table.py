@@ -368,7 +368,8 @@ def one_thing_changed(results: Results, others: Sequence[Results], model: str) -
     probes = results.probes(model)
     if not probes and not others:
         return ""
-    asked = [(results, "-", variant) for variant in (BASELINE, *dict.fromkeys(PROBES[probe] for probe in probes))]
+    beside = {BASELINE, *(PROBES[probe] for probe in probes), *(name for x in others for name in x.variants(model))}
+    asked = [(results, "-", variant) for variant in results.variants(model) if variant in beside]
     asked += [(results, "recipe", probe) for probe in probes]
     for other in others:
         changes = ", ".join(f"{key}: {_change(value)}" for key, value in other.records[-1]["changed"].items())
