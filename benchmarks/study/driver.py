@@ -185,7 +185,8 @@ class Study:
             return
         first = Training("run", model, BASELINE, FIRST_SEED, None)
         base = first.base_folders()[task]
-        folders = {"base": base} if self.runner.dry_run or self._has_scores(base) else {}
+        will_be_scored = self.runner.dry_run and first.scores_base(self.form)
+        folders = {"base": base} if will_be_scored or self._has_scores(base) else {}
         scored = {name: run for name, run in runs.items() if task in run.tasks(self.form)}
         folders |= {name: run.score_folders(self.form)[task] for name, run in scored.items() if name != BASELINE}
         names = {variant: comparison_name(model, seed, variant, task) for variant in folders}

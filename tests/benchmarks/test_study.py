@@ -177,8 +177,15 @@ def test_a_study_of_other_rows_or_rates_is_scored_on_ifeval_alone_without_the_ba
     for change in (["--rates", "1e-3"], ["--mixture", "mixture-verifiable"]):
         found = commands(capsys, tmp_path, "--reduced", *change)
         assert not any("--base" in words or "--flatten" in words for words in found)
-        assert sum(words[0] == "compare" for words in found) == 1
+        (compared_paths,) = [words for words in found if words[0] == "compare"]
+        assert not any("base" in word for word in compared_paths)
     assert any("--base" in words for words in commands(capsys, tmp_path, "--reduced", "--limit", "100"))
+
+
+def test_a_mixture_that_is_not_there_is_refused_with_those_that_are(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        commands(capsys, tmp_path, "--reduced", "--mixture", "nope")
+    assert "mixture-verifiable" in capsys.readouterr().err
 
 
 def test_another_mixture_is_of_this_folder(capsys, tmp_path):
