@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.driver import Study
-from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, FULL, MODELS, PROBES, REDUCED, VARIANTS, Form
+from benchmarks.study.forms import BASELINE, FOLDER, FULL, MODELS, PROBES, REDUCED, VARIANTS, Form
 from benchmarks.study.runner import CommandError
 
 
@@ -94,8 +94,6 @@ def form_of(options: argparse.Namespace) -> Form:
     parts = {name: _frozen(value) for name, value in parts.items() if value is not None}
     if BASELINE not in parts.get("variants", VARIANTS):
         sys.exit(f"--variants: {BASELINE} must be among them, the others are compared with it")
-    if FIRST_SEED not in parts.get("seeds", (FIRST_SEED,)):
-        sys.exit(f"--seeds: {FIRST_SEED} must be among them, the base model is scored with it")
     return replace(form, **changed, **parts, changed=changed, name=f"{form.name}-changed" if changed else form.name)
 
 

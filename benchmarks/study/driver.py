@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 from benchmarks.study import rows
-from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, PROBES, VARIANTS, Form
+from benchmarks.study.forms import BASE, BASELINE, FOLDER, PROBES, RATE_SEED, VARIANTS, Form
 from benchmarks.study.pieces import IFEVAL, TASKS, Training, read_comparison, read_scores, read_training
 from benchmarks.study.responses import read_responses
 from benchmarks.study.results import Record, ResultFile, choose_rate
@@ -62,7 +62,7 @@ class Study:
         both = [(model, variant) for model in self.form.models for variant in self.form.variants]
         if len(self.form.rates) > 1:
             tried = [each for each in both if each[1] not in PROBES]
-            self._train_all([Training("rate", *each, FIRST_SEED, rate) for each in tried for rate in self.form.rates])
+            self._train_all([Training("rate", *each, RATE_SEED, rate) for each in tried for rate in self.form.rates])
         rates = {each: self._best_rate(*each) for each in both}
         # Seed by seed: a study that is stopped for good has whole tables of fewer seeds.
         for seed in self.form.seeds:
@@ -162,10 +162,10 @@ class Study:
             shutil.rmtree(run / "final")  # its score is all that was wanted
 
     def _write_base(self, training: Training, folders: dict[str, Path]) -> None:
-        name = f"{training.model}-base"
+        name = f"{training.model}-{BASE}"
         if not self.results.find(name, self.id):
             scores = {task: read_scores(self.work / folder) for task, folder in folders.items()}
-            self.results.append(self._record(name, "base", training.model, "base") | {"scores": scores})
+            self.results.append(self._record(name, BASE, training.model, BASE) | {"scores": scores})
 
     def _best_rate(self, model: str, variant: str) -> float | None:
         """The best rate, of a probe that of its variant; None in a dry run that cannot know it."""
@@ -179,37 +179,42 @@ class Study:
             raise
 
     def compare(self, model: str, seed: int, task: str) -> None:
-        """Compares every variant and the base with the baseline of the same seed, and writes a result for each."""
-        runs = {name: Training("run", model, name, seed, None) for name in self.form.variants}
-        if task not in runs[BASELINE].tasks(self.form):
-            return
-        first = Training("run", model, BASELINE, FIRST_SEED, None)
+        """Compares all with the baseline of the same seed, and with the base model, and writes a result for each."""
+        runs = [Training("run", model, variant, seed, None) for variant in self.form.variants]
+        folders = {run.variant: run.score_folders(self.form)[task] for run in runs if task in run.tasks(self.form)}
+        first = Training("run", model, BASELINE, self.form.seeds[0], None)
         base = first.base_folders()[task]
-        will_be_scored = self.runner.dry_run and first.scores_base(self.form)
-        folders = {"base": base} if will_be_scored or self._has_scores(base) else {}
-        scored = {name: run for name, run in runs.items() if task in run.tasks(self.form)}
-        folders |= {name: run.score_folders(self.form)[task] for name, run in scored.items() if name != BASELINE}
-        names = {variant: comparison_name(model, seed, variant, task) for variant in folders}
-        left = [variant for variant in folders if not self.results.find(names[variant], self.id)]
+        if self._has_scores(base) or (self.runner.dry_run and first.scores_base(self.form)):
+            folders = {BASE: base} | folders
+        for against in (BASELINE, BASE):
+            if against in folders:
+                self._compare(model, seed, task, folders, against)
+
+    def _compare(self, model: str, seed: int, task: str, folders: dict[str, Path], against: str) -> None:
+        names = {variant: comparison_name(model, seed, variant, task, against) for variant in folders}
+        left = [name for name in folders if name != against and not self.results.find(names[name], self.id)]
+        if against == BASE and not self.runner.dry_run:
+            # What was compared with its baseline elsewhere is left out of this: its responses are not here.
+            left = [name for name in left if self._has_scores(folders[name])]
         if not left:
             return
-        baseline = runs[BASELINE].score_folders(self.form)[task]
-        paths = [baseline, *(folders[variant] for variant in left)]
+        paths = [folders[name] for name in (against, *left)]
         printed, _ = self.runner.misotune(f"{model}-seed-{seed}-compared", "compare", *paths, "--json")
         if self.runner.dry_run:
             return
         for variant, found in read_comparison(printed, left).items():
             record = self._record(names[variant], "comparison", model, variant)
-            self.results.append(record | {"seed": seed, "against": BASELINE, **found})
+            self.results.append(record | {"seed": seed, "against": against, **found})
 
     def describe(self, model: str, variant: str, seed: int) -> None:
         """Writes a result on how the responses of a run read, and with the first baseline those of the base model."""
         run = Training("run", model, variant, seed, None)
         folders = {variant: run.score_folders(self.form)[IFEVAL]}
         if run.scores_base(self.form):
-            folders["base"] = run.base_folders()[IFEVAL]
+            folders[BASE] = run.base_folders()[IFEVAL]
         for name, folder in folders.items():
-            piece = f"{model}-{name}-seed-{seed}-responses"
+            # The base model has no seed: it was scored beside some baseline.
+            piece = f"{model}-{name}-responses" if name == BASE else f"{model}-{name}-seed-{seed}-responses"
             if not self.results.find(piece, self.id) and (self.work / folder / "samples.jsonl").exists():
                 found = read_responses(self.work / folder)
                 self.results.append(self._record(piece, "responses", model, name) | {"seed": seed, **found})
@@ -263,8 +268,8 @@ class Study:
         kept.write_text(text, encoding="utf-8")
 
 
-def comparison_name(model: str, seed: int, variant: str, task: str) -> str:
-    return f"{model}-{variant}-seed-{seed}-{task}-against-{BASELINE}"
+def comparison_name(model: str, seed: int, variant: str, task: str, against: str = BASELINE) -> str:
+    return f"{model}-{variant}-seed-{seed}-{task}-against-{against}"
 
 
 @cache

@@ -31,8 +31,10 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 BASELINE = "sft"
-# Rates are tried with it, and the model as it was is scored beside its baseline.
-FIRST_SEED = 0
+# The model as it was, before any training.
+BASE = "base"
+# Learning rates are tried with it.
+RATE_SEED = 0
 
 # What a variant is stands in its recipe; here their order in the table.
 VARIANTS = (

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.study.forms import BASELINE, FIRST_SEED, FOLDER, MODELS, PROBES, Form
+from benchmarks.study.forms import BASE, BASELINE, FOLDER, MODELS, PROBES, Form
+from benchmarks.study.rows import read_jsonl
 
 IFEVAL, FLATTEN = TASKS = ("ifeval", "ifeval-flatten")
 CONSTRAINT_TYPE = "constraint type"
@@ -42,7 +43,7 @@ class Training:
 
     def scores_base(self, form: Form) -> bool:
         """Whether the model that training starts from is scored in the same go: with the first baseline."""
-        is_first = self.kind == "run" and self.variant == BASELINE and self.seed == FIRST_SEED
+        is_first = self.kind == "run" and self.variant == BASELINE and self.seed == form.seeds[0]
         return is_first and not form.is_probe
 
     def tasks(self, form: Form) -> tuple[str, ...]:
@@ -79,7 +80,7 @@ class Training:
 
     def base_folders(self) -> dict[str, Path]:
         """Returns the same for the model that the run started from."""
-        return {task: Path("runs", self.name, "scores", "base", task) for task in TASKS}
+        return {task: Path("runs", self.name, "scores", BASE, task) for task in TASKS}
 
 
 def read_training(run: Path) -> dict[str, Any]:
@@ -108,10 +109,19 @@ def read_training(run: Path) -> dict[str, Any]:
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
-    """Returns what the result keeps of a `scores.json`."""
+    """Returns what the result keeps of a `scores.json`, and the verdicts that every other test can be made of.
+
+    `verdicts` has a word for each prompt in the order of the file of prompts, a digit for each of its constraints.
+    """
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     kept = ("num_prompts", "figures", "settings", "generation", "prompts_sha256", "versions", "notes")
-    return {key: scores[key] for key in kept} | {"types": scores["groups"][CONSTRAINT_TYPE]}
+    samples = list(read_jsonl(folder / "samples.jsonl"))
+    verdicts = {
+        kind: " ".join("".join(str(int(met)) for met in sample[kind]) for sample in samples)
+        for kind in ("strict", "loose")
+    }
+    types = scores["groups"][CONSTRAINT_TYPE]
+    return {key: scores[key] for key in kept} | {"types": types, "verdicts": verdicts}
 
 
 def read_comparison(printed: str, variants: list[str]) -> dict[str, dict[str, Any]]:

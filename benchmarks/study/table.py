@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.forms import BASELINE, PROBES, VARIANTS
+from benchmarks.study.forms import BASE, BASELINE, PROBES, VARIANTS
 from benchmarks.study.paper import PAPER, averages
 from benchmarks.study.pieces import FLATTEN, IFEVAL, TASKS
 from benchmarks.study.responses import REPETITIVE
@@ -94,7 +94,7 @@ class Results:
     def figures(self, model: str, variant: str, column: str) -> list[float]:
         """Returns a figure of each seed; of the base model the only one."""
         task, figure = COLUMNS[column]
-        records = self.of("base" if variant == "base" else "run", model, variant)
+        records = self.of(BASE if variant == BASE else "run", model, variant)
         return [record["scores"][task]["figures"][figure] for record in records]
 
     def averages(self, model: str, variant: str, task: str) -> list[float]:
@@ -104,20 +104,26 @@ class Results:
             statistics.mean(values) for values in zip(*(self.figures(model, variant, c) for c in columns), strict=True)
         ]
 
-    def compared(self, model: str, variant: str, column: str) -> list[Record]:
-        """Returns the lines of `misotune compare` about the difference to the baseline, seed by seed."""
+    def comparisons(self, model: str, variant: str, task: str, against: str = BASELINE) -> list[Record]:
+        """Returns what `misotune compare` found against another variant, or the base model, seed by seed."""
+        found = self.of("comparison", model, variant)
+        return [record for record in found if (record["task"], record["against"]) == (task, against)]
+
+    def compared(self, model: str, variant: str, column: str, against: str = BASELINE) -> list[Record]:
+        """Returns its lines about a figure, seed by seed."""
         task, figure = COLUMNS[column]
         return [
             line
-            for record in self.of("comparison", model, variant)
-            if record["task"] == task
+            for record in self.comparisons(model, variant, task, against)
             for line in record["overall"]
             if line["metric"] == figure
         ]
 
-    def differences(self, model: str, variant: str, column: str) -> tuple[list[float], list[float]]:
-        """Returns the difference to the baseline and its p value, seed by seed, as `misotune compare` found them."""
-        lines = self.compared(model, variant, column)
+    def differences(
+        self, model: str, variant: str, column: str, against: str = BASELINE
+    ) -> tuple[list[float], list[float]]:
+        """Returns the differences and their p values, seed by seed."""
+        lines = self.compared(model, variant, column, against)
         return [line["difference"] for line in lines], [line["p"] for line in lines]
 
 
@@ -185,7 +191,7 @@ def findings(results: Results, model: str) -> list[str]:
 def accuracy(results: Results, model: str) -> str:
     """Returns the table that stands for the paper's tables 1 and 2."""
     rows = []
-    for variant in ["base", *results.variants(model)]:
+    for variant in [BASE, *results.variants(model)]:
         if not results.figures(model, variant, TESTED[0]):
             continue
         records = results.of("run", model, variant)
@@ -202,11 +208,26 @@ def accuracy(results: Results, model: str) -> str:
 
 def against_baseline(results: Results, model: str) -> str:
     """Returns the differences to the baseline, with p values."""
+    return _differences(results, model, BASELINE)
+
+
+def against_base(results: Results, model: str) -> str:
+    """Returns the differences to the model as it was, with p values, and with which seeds."""
+    table = _differences(results, model, BASE)
+    found = {
+        variant: [record["seed"] for record in results.comparisons(model, variant, IFEVAL, BASE)]
+        for variant in results.variants(model)
+    }
+    told = [f"`{name}`: seeds {', '.join(map(str, seeds))}" for name, seeds in found.items() if seeds]
+    return f"{table}\n\nCompared were {'; '.join(told)}." if table else ""
+
+
+def _differences(results: Results, model: str, against: str) -> str:
     rows = []
-    for variant in ["base", *results.variants(model)]:
+    for variant in [BASE, *results.variants(model)]:
         cells: list[str] = []
         for column in TESTED:
-            values, tests = results.differences(model, variant, column)
+            values, tests = results.differences(model, variant, column, against)
             if values:
                 cells += [estimate(values, sign=True), " ".join(map(p_text, tests))]
         if cells:
@@ -287,7 +308,7 @@ def rates(results: Results, model: str) -> str:
 def responses(results: Results, model: str) -> str:
     """Returns how responses to IFEval read: long, and in circles."""
     rows = []
-    for variant in ["base", *results.variants(model), *results.probes(model)]:
+    for variant in [BASE, *results.variants(model), *results.probes(model)]:
         found = results.of("responses", model, variant)
         if found:
             shares = [record["num_repetitive"] / record["num_responses"] for record in found]
@@ -304,11 +325,9 @@ def responses(results: Results, model: str) -> str:
 
 def by_type(results: Results, model: str) -> str:
     """Returns the share of constraints met, strictly, by their type."""
-    columns = [name for name in ("base", *results.variants(model)) if results.figures(model, name, TESTED[0])]
+    columns = [name for name in (BASE, *results.variants(model)) if results.figures(model, name, TESTED[0])]
     scores = {
-        name: [
-            record["scores"][IFEVAL]["types"] for record in results.of("base" if name == "base" else "run", model, name)
-        ]
+        name: [record["scores"][IFEVAL]["types"] for record in results.of(BASE if name == BASE else "run", model, name)]
         for name in columns
     }
     if not columns:
@@ -326,12 +345,11 @@ def _types_that_differ(results: Results, model: str) -> str:
         f"`{variant}` (seed {record['seed']}): {line['label']} {100 * line['difference']:+.1f}, "
         f"p {p_text(line['corrected_p'])}"
         for variant in results.variants(model)
-        for record in results.of("comparison", model, variant)
-        if record["task"] == IFEVAL
+        for record in results.comparisons(model, variant, IFEVAL)
         for line in record["types"]
         if line["corrected_p"] is not None and line["corrected_p"] < CRITICAL_P
     ]
-    if not any(results.of("comparison", model, variant) for variant in results.variants(model)):
+    if not any(results.comparisons(model, variant, IFEVAL) for variant in results.variants(model)):
         return ""  # not yet compared
     if not found:
         return f"Corrected for the number of types (Holm), none differs from `{BASELINE}` beyond the noise."
@@ -425,6 +443,7 @@ def write_page(page: Path, content: str) -> None:
 _TABLES: dict[str, Callable[[Results, str], Any]] = {
     "Accuracy": accuracy,
     f"Differences to `{BASELINE}` in points, and p for each seed": against_baseline,
+    "Differences to the model as it was": against_base,
     "What training cost": cost,
     "By constraint type, instruction strict": by_type,
     "How the responses to IFEval read, percent": responses,

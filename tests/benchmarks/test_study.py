@@ -11,7 +11,7 @@ import yaml  # noqa: E402
 from benchmarks.study import rows, table  # noqa: E402
 from benchmarks.study.driver import Study  # noqa: E402
 from benchmarks.study.forms import FOLDER, FULL, PROBES, VARIANTS  # noqa: E402
-from benchmarks.study.pieces import Training, read_training  # noqa: E402
+from benchmarks.study.pieces import Training, read_scores, read_training  # noqa: E402
 from benchmarks.study.responses import read_responses  # noqa: E402
 from benchmarks.study.results import ResultFile, choose_rate, read_results  # noqa: E402
 
@@ -128,7 +128,7 @@ def test_a_dry_run_of_the_full_study_lists_every_piece_once(capsys, tmp_path):
     assert len(trained) == len(set(trained)) == 2 * 8 * (3 + 3)
     assert sum(words[0] == "eval" for words in found) == len(trained)
     assert sum("--base" in words for words in found) == 2
-    assert sum(words[0] == "compare" for words in found) == 2 * 3 * 2
+    assert sum(words[0] == "compare" for words in found) == 2 * 3 * 2 * 2  # with plain tuning, with the base model
     assert sum(words[0] == "prepare" for words in found) == 3
     assert list(tmp_path.iterdir()) == []
 
@@ -170,7 +170,7 @@ def test_a_probe_is_scored_on_ifeval_alone(capsys, tmp_path):
         f"runs/{MODEL}-para-start-seed-0": False,
     }
     compared_names = [[word for word in words if "para-start" in word] for words in found if words[0] == "compare"]
-    assert [len(names) for names in compared_names] == [1, 0]  # of Flatten the base model alone
+    assert [len(names) for names in compared_names] == [1, 1, 0, 0]  # with sft and the base model; not on Flatten
 
 
 def test_a_study_of_other_rows_or_rates_is_scored_on_ifeval_alone_without_the_base_model(capsys, tmp_path):
@@ -284,10 +284,11 @@ def base_record():
     return place | {"hardware": "h", "torch": "2"}
 
 
-def compared(variant, seed, difference, p, task="ifeval"):
+def compared(variant, seed, difference, p, task="ifeval", against="sft"):
     line = {"label": "all", "metric": "inst_level_strict_acc", "difference": difference, "p": p}
     line |= {"low": difference - 0.05, "high": difference + 0.05}
-    record = {"piece": f"{task}-{variant}-{seed}", "kind": "comparison", "variant": variant, "seed": seed, "task": task}
+    record = {"kind": "comparison", "variant": variant, "seed": seed, "task": task, "against": against}
+    record["piece"] = f"{task}-{variant}-{seed}-{against}"
     of_type = {"label": "punctuation:no_comma", "difference": difference, "corrected_p": p}
     return base_record() | record | {"overall": [line], "types": [of_type]}
 
@@ -329,6 +330,36 @@ def test_differences_are_means_over_seeds_with_each_seeds_own_p(results):
     assert "+15.0 ± 5.0 points of instruction strict (95 % interval over prompts, for each seed" in sentence
     assert ": +15.0 to +25.0; +5.0 to +15.0)" in sentence
     assert "beyond the noise with 1 of 2 seeds, worse with 0" in sentence
+
+
+def test_the_model_as_it_was_is_a_comparison_of_its_own(results):
+    more = [compared("sft", 1, -0.1, 0.03, against="base"), compared("flat", 1, 0.3, 0.04, against="base")]
+    both = table.Results([*results.records, *more])
+    assert table.against_base(results, MODEL) == ""
+    text = table.against_base(both, MODEL)
+    assert cells_of(text, "sft")[1:] == ["-10.0", "0.030"]
+    assert cells_of(text, "flat")[1:] == ["+30.0", "0.040"]
+    assert text.endswith("Compared were `sft`: seeds 1; `flat`: seeds 1.")
+    assert table.against_baseline(both, MODEL) == table.against_baseline(results, MODEL)
+    assert table.findings(both, MODEL) == table.findings(results, MODEL)
+
+
+def test_other_seeds_can_be_run_in_a_folder_of_their_own_and_score_the_base_model_again(capsys, tmp_path):
+    found = commands(capsys, tmp_path, "--reduced", "--seeds", "1", "2", "--variants", "sft", "para")
+    evaluated = [words for words in found if "--base" in words]
+    assert [words[words.index("--model") + 1] for words in evaluated] == [f"runs/{MODEL}-sft-seed-1"]
+    base = f"runs/{MODEL}-sft-seed-1/scores/base/ifeval"
+    seeds = [words[2] for words in found if words[0] == "compare" and words[1] == base]
+    assert seeds == [f"runs/{MODEL}-sft-seed-{seed}/scores/ifeval" for seed in (1, 2)]
+
+
+def test_the_verdicts_of_a_result_are_kept_prompt_by_prompt(tmp_path):
+    kept = ("num_prompts", "figures", "settings", "generation", "prompts_sha256", "versions", "notes")
+    scores = dict.fromkeys(kept, 0) | {"groups": {"constraint type": {}}}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    samples = [{"strict": [True, False], "loose": [True, True]}, {"strict": [False], "loose": [True]}]
+    rows.write_jsonl(tmp_path / "samples.jsonl", samples)
+    assert read_scores(tmp_path)["verdicts"] == {"strict": "10 0", "loose": "11 1"}
 
 
 def test_other_numbers_of_trained_tokens_and_steps_are_told(results):
