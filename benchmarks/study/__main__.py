@@ -72,7 +72,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     mixtures = sorted(path.stem for path in FOLDER.glob("mixture*.yaml"))
     changes.add_argument("--mixture", choices=mixtures, help="where rows come from: a YAML file of benchmarks/study")
     changes.add_argument("--rates", nargs="+", type=float, help="learning rates; one alone is taken without trying it")
-    changes.add_argument("--training", nargs="+", metavar="KEY=VALUE", help="recipe keys for all runs")
+    changes.add_argument(
+        "--training", nargs="+", metavar="KEY=VALUE", help="recipe keys for all runs, beside the form's"
+    )
     changes.add_argument("--evaluation", type=str.split, metavar="'OPTIONS'", help="of misotune eval, as one text")
     parts = parser.add_argument_group("parts; results of the same study")
     parts.add_argument("--only-models", dest="models_", nargs="+", choices=tuple(MODELS), metavar="NAME")
@@ -90,11 +92,14 @@ def form_of(options: argparse.Namespace) -> Form:
     sizes = ("rows", "rate_rows", "rate_limit", "limit", "max_new_tokens", "max_bytes", "mixture", "rates")
     sizes += ("training", "evaluation")
     changed = {name: _frozen(value) for name in sizes if (value := getattr(options, name)) is not None}
+    keys = {name: (*getattr(form, name), *changed[name]) for name in ("training", "evaluation") if name in changed}
     parts = {"models": options.models_} | {name: getattr(options, name) for name in ("variants", "seeds", "jobs")}
     parts = {name: _frozen(value) for name, value in parts.items() if value is not None}
     if BASELINE not in parts.get("variants", VARIANTS):
         sys.exit(f"--variants: {BASELINE} must be among them, the others are compared with it")
-    return replace(form, **changed, **parts, changed=changed, name=f"{form.name}-changed" if changed else form.name)
+    return replace(
+        form, **(changed | keys), **parts, changed=changed, name=f"{form.name}-changed" if changed else form.name
+    )
 
 
 def _frozen(value: Any) -> Any:

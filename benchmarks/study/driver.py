@@ -133,7 +133,7 @@ class Study:
             command = training.train_command(self.form, self.models)
             started = ["--resume"] if (run / "recipe.yaml").exists() else []
             command_s["train"] = self.runner.misotune(training.name, *command, *started)[1]
-        folders, base = training.score_folders(self.form), training.base_folders()
+        folders, base = training.score_folders(self.form), training.base_folders(self.form)
         wanted = [*folders.values(), *(base.values() if training.scores_base(self.form) else ())]
         if not all(map(self._has_scores, wanted)):
             command = training.eval_command(self.form, self.ifeval)
@@ -182,8 +182,10 @@ class Study:
         """Compares all with the baseline of the same seed, and with the base model, and writes a result for each."""
         runs = [Training("run", model, variant, seed, None) for variant in self.form.variants]
         folders = {run.variant: run.score_folders(self.form)[task] for run in runs if task in run.tasks(self.form)}
+        if BASELINE not in folders:
+            return
         first = Training("run", model, BASELINE, self.form.seeds[0], None)
-        base = first.base_folders()[task]
+        base = first.base_folders(self.form)[task]
         if self._has_scores(base) or (self.runner.dry_run and first.scores_base(self.form)):
             folders = {BASE: base} | folders
         for against in (BASELINE, BASE):
@@ -211,7 +213,7 @@ class Study:
         run = Training("run", model, variant, seed, None)
         folders = {variant: run.score_folders(self.form)[IFEVAL]}
         if run.scores_base(self.form):
-            folders[BASE] = run.base_folders()[IFEVAL]
+            folders[BASE] = run.base_folders(self.form)[IFEVAL]
         for name, folder in folders.items():
             # The base model has no seed: it was scored beside some baseline.
             piece = f"{model}-{name}-responses" if name == BASE else f"{model}-{name}-seed-{seed}-responses"

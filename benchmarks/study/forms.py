@@ -105,11 +105,16 @@ class Form:
 
     @property
     def is_probe(self) -> bool:
-        """Whether rows or rates alone were changed, to see what becomes of a difference.
+        """Whether the sizes are the form's own, and something else was changed, to see what becomes of a difference.
 
-        Such a study is scored on IFEval alone, and its base model, on the same prompts, by the unchanged form.
+        Such a study is scored on IFEval alone.
         """
-        return bool(self.changed) and set(self.changed) <= {"mixture", "rates"}
+        return bool(self.changed) and set(self.changed) <= {"mixture", "rates", "training", "evaluation"}
+
+    @property
+    def scores_base(self) -> bool:
+        """Whether the base model is scored: by a probe where it may score otherwise than in the unchanged form."""
+        return not self.is_probe or "evaluation" in self.changed
 
 
 REDUCED = Form(

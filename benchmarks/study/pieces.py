@@ -44,7 +44,7 @@ class Training:
     def scores_base(self, form: Form) -> bool:
         """Whether the model that training starts from is scored in the same go: with the first baseline."""
         is_first = self.kind == "run" and self.variant == BASELINE and self.seed == form.seeds[0]
-        return is_first and not form.is_probe
+        return is_first and form.scores_base
 
     def tasks(self, form: Form) -> tuple[str, ...]:
         """Returns what a run is scored on: IFEval and IFEval-Flatten, a probe IFEval alone."""
@@ -78,9 +78,9 @@ class Training:
             return {"validation": Path("scores", "validation", self.name)}
         return {task: Path("runs", self.name, "scores", task) for task in self.tasks(form)}
 
-    def base_folders(self) -> dict[str, Path]:
+    def base_folders(self, form: Form) -> dict[str, Path]:
         """Returns the same for the model that the run started from."""
-        return {task: Path("runs", self.name, "scores", BASE, task) for task in TASKS}
+        return {task: Path("runs", self.name, "scores", BASE, task) for task in self.tasks(form)}
 
 
 def read_training(run: Path) -> dict[str, Any]:

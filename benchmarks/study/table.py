@@ -391,18 +391,19 @@ def one_thing_changed(results: Results, others: Sequence[Results], model: str) -
     asked += [(results, "recipe", probe) for probe in probes]
     for other in others:
         changes = ", ".join(f"{key}: {_change(value)}" for key, value in other.records[-1]["changed"].items())
-        asked += [(other, changes, variant) for variant in other.variants(model)]
+        own_base = [BASE] if other.figures(model, BASE, TESTED[0]) else []
+        asked += [(other, changes, variant) for variant in [*own_base, *other.variants(model)]]
     rows = []
     for study, what, variant in asked:
         records = study.of("run", model, variant)
-        cells = [estimate(study.figures(model, variant, column)) for column in TESTED[:2]]
-        for column in TESTED[:2]:
-            values, tests = study.differences(model, variant, column)
+        cells = [f"{records[0]['learning_rate']:g}", str(len(records))] if records else ["-", "-"]
+        cells += [estimate(study.figures(model, variant, column)) for column in TESTED[:2]]
+        for against in (BASELINE, BASE):
+            values, tests = study.differences(model, variant, TESTED[0], against)
             cells += [estimate(values, sign=True), " ".join(map(p_text, tests))] if values else ["-", "-"]
-        tokens = _mean_training(records)["trained_tokens"]
-        rows.append([f"`{variant}`", what, f"{records[0]['learning_rate']:g}", f"{tokens:,.0f}", *cells])
-    heading = ["", "changed", "rate", "trained tokens", *TESTED[:2], f"{TESTED[0]} against `{BASELINE}`", "p"]
-    heading += [f"{TESTED[1]} against it", "p"]
+        rows.append([f"`{variant}`", what, *cells])
+    heading = ["", "changed", "rate", "seeds", *TESTED[:2], f"{TESTED[0]} against `{BASELINE}`", "p"]
+    heading += [f"{TESTED[0]} against `{BASE}`", "p"]
     return markdown(heading, rows)
 
 

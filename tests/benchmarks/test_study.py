@@ -182,6 +182,17 @@ def test_a_study_of_other_rows_or_rates_is_scored_on_ifeval_alone_without_the_ba
     assert any("--base" in words for words in commands(capsys, tmp_path, "--reduced", "--limit", "100"))
 
 
+def test_what_all_runs_change_is_added_to_the_forms_own_and_may_score_the_base_model_otherwise(capsys, tmp_path):
+    keys = ["--training", "train.precision=fp32", "--evaluation", "--dtype float32"]
+    found = commands(capsys, tmp_path, "--reduced", "--rates", "4e-4", "--variants", "sft", "para", *keys)
+    trained = [words for words in found if words[0] == "train"]
+    assert all(words[-3:] == [*study.REDUCED.training, "train.precision=fp32"] for words in trained)
+    evaluated = [words for words in found if words[0] == "eval"]
+    assert all("--flatten" not in words and words[words.index("--dtype") + 1] == "float32" for words in evaluated)
+    assert ["--base" in words for words in evaluated] == [True, False]
+    assert sum(words[0] == "compare" for words in found) == 2
+
+
 def test_a_mixture_that_is_not_there_is_refused_with_those_that_are(capsys, tmp_path):
     with pytest.raises(SystemExit):
         commands(capsys, tmp_path, "--reduced", "--mixture", "nope")
@@ -382,9 +393,9 @@ def test_one_thing_changed_stands_beside_what_it_was_changed_of(results):
         for record in (scored("run", "sft", 0, (0.1, 0.5, 0.1, 0.5, 0.7, 0.7)), compared("sft", 0, 0.0, 1.0))
     ]
     text = table.one_thing_changed(table.Results(own, "s"), [table.Results([*own, *other], "o")], MODEL)
-    assert cells_of(text, "para")[1:6] == ["-", "0.0001", "100", "30.0", "10.0"]
-    assert cells_of(text, "para-start")[1:8] == ["recipe", "0.0001", "100", "40.0", "10.0", "+20.0", "0.030"]
-    assert "| `sft` | mixture: mixture-verifiable, rates: 0.001 | 0.0001 | 100 | 50.0 | 10.0 |" in text
+    assert cells_of(text, "para")[1:6] == ["-", "0.0001", "1", "30.0", "10.0"]
+    assert cells_of(text, "para-start")[1:8] == ["recipe", "0.0001", "1", "40.0", "10.0", "+20.0", "0.030"]
+    assert "| `sft` | mixture: mixture-verifiable, rates: 0.001 | 0.0001 | 1 | 50.0 | 10.0 |" in text
     assert "`flat`" not in text  # neither a probe nor what one was made of
     assert "para-start" not in table.accuracy(table.Results(own, "s"), MODEL)
 
