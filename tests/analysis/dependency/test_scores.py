@@ -1,5 +1,7 @@
 """Shares and scores against stock transformers' own attention weights."""
 
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -120,5 +122,14 @@ def test_a_model_whose_attention_is_its_own_is_refused(tiny_model_dir, monkeypat
     model = make_model("llama", tiny_model_dir).eval()
     monkeypatch.setattr(model, "set_attn_implementation", lambda name: None)
     ids, is_user, places = make_row()
-    with pytest.raises(UnsupportedModelError, match="attention cannot be observed inside llama: not all of its layers"):
+    with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM does not take .* so it cannot be observed"):
         user_shares(model, ids.tolist(), is_user, places, [1])
+
+
+def test_a_layer_whose_attention_is_its_own_is_refused(tiny_model_dir):
+    model = make_model("llama", tiny_model_dir).eval()
+    model.model.layers[0].self_attn.config = copy.deepcopy(model.config)  # what is set on the model's does not reach it
+    ids, is_user, places = make_row()
+    user_shares(model, ids.tolist(), is_user, places, [2])
+    with pytest.raises(UnsupportedModelError, match="attention cannot be observed inside llama: not all of its layers"):
+        user_shares(model, ids.tolist(), is_user, places, [1, 2])

@@ -5,8 +5,6 @@ layer runs, the softmax of its response's queries is computed once more, a block
 part: no attention matrix is kept, and memory grows with the length of the row, not with its square.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from misotune.analysis.attention.parts import RESPONSE, PartedRow
-from misotune.attention import ATTENTION_NAME, MisoArguments, register
+from misotune.analysis.observed_model import observed_attention
+from misotune.attention import ATTENTION_NAME, MisoArguments
 from misotune.decoding import generate
 from misotune.layout import build_row
 
@@ -58,7 +57,7 @@ def part_shares(model: Any, row: PartedRow) -> Float[Tensor, "L H P"]:
     packed = build_row([row.encoded])
     parts = torch.as_tensor(row.parts, device=model.device)
     noted = _Noted(parts, row.num_parts, int((row.parts == RESPONSE).sum()))
-    with torch.inference_mode(), _noting(model):
+    with torch.inference_mode(), observed_attention(model, SHARES_NAME, _noting_forward):
         model(
             packed.input_ids.to(model.device),
             position_ids=packed.position_ids.to(model.device),
@@ -128,19 +127,6 @@ def write_response(model: Any, tokenizer: Any, row: Any, max_new_tokens: int) ->
     """
     made = generate(model, tokenizer, [list(row)], max_new_tokens=max_new_tokens, **_GREEDY)
     return made.text, made.token_ids
-
-
-@contextmanager
-def _noting(model: Any) -> Iterator[None]:
-    register()
-    AttentionInterface.register(SHARES_NAME, _noting_forward)
-    AttentionMaskInterface.register(SHARES_NAME, AttentionMaskInterface()[ATTENTION_NAME])
-    usual = model.config._attn_implementation
-    model.set_attn_implementation(SHARES_NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)
 
 
 def _noting_forward(

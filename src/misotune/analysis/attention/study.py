@@ -1,7 +1,5 @@
 """`inspect attention` as one function: read, measure every model on the same rows, and keep the result."""
 
-import platform
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,12 +13,12 @@ from misotune.analysis.attention.results import write_attention
 from misotune.analysis.attention.shares import part_shares, write_response
 from misotune.analysis.attention.summary import ConstraintShare, ModelShares, RowShares, sum_up
 from misotune.analysis.attention.verdicts import MEASURES, contrast
+from misotune.analysis.observed_model import compute_of, context_length, versions
 from misotune.analysis.result_folder import check_result_folder
 from misotune.analysis.rows import STARTER
 from misotune.attention import check_model
 from misotune.errors import DataError, LayoutError, UsageError
 from misotune.layout import ChatTemplate, EncodedSample, encode_sample
-from misotune.packages import installed_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ def study_attention(
     for i, name in enumerate(names):
         model, tokenizer = load(i)
         taken, num_seen = _measure(name, model, tokenizer, prompts, settings, on_row)
-        compute = _compute(model)
+        compute = compute_of(model)
         del model, tokenizer
         num_read = num_read or num_seen
         models = [replace(x, rows=tuple(x.rows[entry.number] for entry in taken)) for x in models]
@@ -106,7 +104,7 @@ def study_attention(
     result = {
         "title": title,
         "settings": {**asdict(settings), "data": str(settings.data or STARTER)},
-        "versions": _versions(),
+        "versions": versions(),
         "parts": list(PARTS),
         "num_rows": num_rows,
         "num_left_out": num_read - num_rows,
@@ -135,8 +133,7 @@ def _measure(
     on_row: Callable[[str, int, int | None], None],
 ) -> tuple[list[_Taken], int]:
     """The first rows that the model can take, and how many were looked at."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    settings = replace(settings, max_length=min(settings.max_length, context))
+    settings = replace(settings, max_length=min(settings.max_length, context_length(model)))
     check_model(model.config, settings.max_length)
     template = ChatTemplate(tokenizer)
     total = len(prompts) if isinstance(prompts, list) else None
@@ -197,12 +194,3 @@ def _title(names: Sequence[str], settings: AttentionSettings, num_rows: int) -> 
     data = "the starter set" if settings.data is None else settings.data.name
     whose = "the models' own responses" if settings.generates else "the rows' responses"
     return f"{', '.join(names)}; {num_rows} row{'s' if num_rows > 1 else ''} of {data}, {whose}"
-
-
-def _compute(model: Any) -> dict[str, str]:
-    return {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch.")}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    return found | {name: installed_version(name) or "unknown" for name in ("misotune", "torch", "transformers")}

@@ -5,15 +5,16 @@ the largest head's attention to all user tokens so far, at one middle layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
+from misotune.analysis.observed_model import observed_attention
 from misotune.attention.steering import parse_numbers
 from misotune.errors import UnsupportedModelError, UsageError
 
@@ -93,7 +94,7 @@ def user_shares(
     """
     watch = _Watch(is_user.to(model.device), queries.to(model.device), frozenset(layers))
     row = torch.tensor([list(ids)], device=model.device)
-    with _observed(model, watch), suppress(_AllSeenError):
+    with observed_attention(model, OBSERVED_NAME, _watched_forward(watch), masks_of="sdpa"), suppress(_AllSeenError):
         model(row, use_cache=False, logits_to_keep=1)
     if watch.shares.keys() != watch.layers:
         raise UnsupportedModelError(f"{_CANNOT} {model.config.model_type}: {_NOT_THROUGH}")
@@ -116,19 +117,6 @@ class _Watch:
     queries: Tensor
     layers: frozenset[int]
     shares: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
-
-
-@contextmanager
-def _observed(model: Any, watch: _Watch) -> Iterator[None]:
-    """Runs the model with its stock attention, watched, and gives it its own back."""
-    AttentionInterface.register(OBSERVED_NAME, _watched_forward(watch))
-    AttentionMaskInterface.register(OBSERVED_NAME, AttentionMaskInterface()["sdpa"])
-    usual = model.config._attn_implementation
-    try:
-        model.set_attn_implementation(OBSERVED_NAME)
-        yield
-    finally:
-        model.set_attn_implementation(usual)
 
 
 def _watched_forward(watch: _Watch) -> Callable[..., tuple[Tensor, None]]:

@@ -1,7 +1,5 @@
 """`inspect dependency` as one function: load rows, score their responses, keep the result."""
 
-import platform
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +12,11 @@ from misotune.analysis.dependency.results import write_result
 from misotune.analysis.dependency.rows import Conversation, ConversationReader, Source, open_source
 from misotune.analysis.dependency.scores import dependency_scores, parse_layers, user_shares
 from misotune.analysis.dependency.write import check_target, write_column
+from misotune.analysis.observed_model import compute_of, context_length, versions
 from misotune.analysis.result_folder import check_result_folder
 from misotune.analysis.rows import STARTER
 from misotune.errors import DataError
 from misotune.layout import ChatTemplate
-from misotune.packages import installed_version
 
 # The paper's: a response above it depends on the context.
 THRESHOLD = 0.6
@@ -89,13 +87,12 @@ def study_dependency(
         DataError: The dataset cannot be read, or no row of it can be scored.
         RunError: The result cannot be written.
     """
-    text_config = model.config.get_text_config()
-    layers = parse_layers(settings.layers, text_config.num_hidden_layers)
+    layers = parse_layers(settings.layers, model.config.get_text_config().num_hidden_layers)
     check_result_folder(folder, "dependency")
     if settings.write is not None:
         check_target(settings.data, settings.write)
     source = open_source(settings.data, settings.limit)
-    max_length = min(settings.max_length, getattr(text_config, "max_position_embeddings", None) or sys.maxsize)
+    max_length = min(settings.max_length, context_length(model))
     dependency = _score(
         model, ConversationReader(ChatTemplate(tokenizer), max_length), source, layers, settings, on_row
     )
@@ -110,10 +107,9 @@ def study_dependency(
             "data": source.name,
             "layers": list(layers),
             "max_length": max_length,
-            "device": model.device.type,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            **compute_of(model),
         },
-        "versions": _versions(),
+        "versions": versions(),
         **dependency.to_json(),
     }
     title = f"{name}, {_rows_of(dependency, source)}"
@@ -176,8 +172,3 @@ def _origin(result: dict[str, Any]) -> dict[str, Any]:
     """Returns what the column was made with, for the dataset's manifest."""
     chosen = ("layers", "threshold", "limit", "max_length", "dtype")
     return {"model": result["model"], **{key: result["settings"][key] for key in chosen}}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    return found | {name: installed_version(name) or "unknown" for name in ("misotune", "torch", "transformers")}

@@ -4,17 +4,17 @@ The model runs with MISO attention under the name `OBSERVED_NAME`, which also no
 goes. No layer's queries are kept, and no keys but those of the cache.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, DynamicCache
 
-from misotune.attention import ATTENTION_NAME, MisoArguments, register
+from misotune.analysis.observed_model import observed_attention
+from misotune.attention import ATTENTION_NAME, MisoArguments
 from misotune.attention.kernels import Kernel, select_kernel
 from misotune.attention.plan import Block, Blocks, RowPlan
 from misotune.attention.spans import Span
@@ -46,7 +46,7 @@ def output_shares(
     ids, positions = whole.input_ids.to(model.device), whole.position_ids.to(model.device)
     cache = DynamicCache()  # told of no configuration, it keeps keys that a sliding window would drop
     shares: dict[tuple[int, str], Tensor] = {}
-    with torch.inference_mode(), _observed(model):
+    with torch.inference_mode(), observed_attention(model, OBSERVED_NAME, _observed_forward):
         _run(model, ids, positions, MisoArguments(whole.layout, kernel=kernel), cache, None)
         for n in sorted(counts, reverse=True):
             row = build_row([replace(sample, inputs=sample.inputs[:n])])
@@ -77,19 +77,6 @@ def _run(
         use_cache=True,
         logits_to_keep=1,
     )
-
-
-@contextmanager
-def _observed(model: Any) -> Iterator[None]:
-    register()
-    AttentionInterface.register(OBSERVED_NAME, _observed_forward)
-    AttentionMaskInterface.register(OBSERVED_NAME, AttentionMaskInterface()[ATTENTION_NAME])
-    usual = model.config._attn_implementation
-    model.set_attn_implementation(OBSERVED_NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)
 
 
 def _observed_forward(

@@ -1,7 +1,5 @@
 """`inspect dilution` as one function: load, measure, let the model write where asked, and keep the result."""
 
-import platform
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,11 +8,11 @@ from typing import Any
 from misotune.analysis.dilution.continuations import Continuation, Fluency, continue_rows, fluency
 from misotune.analysis.dilution.results import write_result
 from misotune.analysis.dilution.shares import Dilution, input_counts, measure_dilution
+from misotune.analysis.observed_model import compute_of, context_length, versions
 from misotune.analysis.result_folder import check_result_folder
 from misotune.analysis.rows import STARTER, Rows, load_rows
 from misotune.attention import check_model
 from misotune.layout import ChatTemplate
-from misotune.packages import installed_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ def study_dilution(
     """
     counts = input_counts(settings.max_inputs)
     check_result_folder(folder, "dilution")
-    settings = replace(settings, max_length=min(settings.max_length, _context_of(model)))
+    settings = replace(settings, max_length=min(settings.max_length, context_length(model)))
     check_model(model.config, settings.max_length)
     rows = load_rows(
         settings.data,
@@ -111,8 +109,8 @@ def study_dilution(
     fluencies = fluency(texts)
     result = {
         "model": name,
-        "settings": {**asdict(settings), "data": rows.name, **_compute(model)},
-        "versions": _versions(),
+        "settings": {**asdict(settings), "data": rows.name, **compute_of(model)},
+        "versions": versions(),
         **dilution.to_json(),
         "fluency": [entry.to_json() for entry in fluencies],
         "data": rows.to_json(),
@@ -130,16 +128,3 @@ def _inputs_of(rows: Rows, settings: DilutionSettings) -> str:
     fewest = min(len(row.encoded.inputs) for row in rows.items)
     again = "" if fewest >= settings.max_inputs else f", begun again after {fewest} or more"
     return f"{num_rows}, n of a row's inputs{again}"
-
-
-def _context_of(model: Any) -> int:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-
-
-def _compute(model: Any) -> dict[str, str]:
-    return {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch.")}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    return found | {name: installed_version(name) or "unknown" for name in ("misotune", "torch", "transformers")}
