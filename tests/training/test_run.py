@@ -1,17 +1,21 @@
 """Whole runs on the tiny model: what is trained, what is written, what stops a run."""
 
+import io
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tests.attention.tiny_models import Literal, register_literal
 from transformers import AutoModelForCausalLM
 
+from misotune.cli.train_plan import plan_table
 from misotune.errors import RunError, UsageError
 from misotune.runs import RunFolder
+from misotune.training import speed
 from misotune.training.loss import step_loss, token_losses
 from misotune.training.prepared import Watcher, prepare_run
 from misotune.training.run import train
@@ -153,6 +157,21 @@ def test_plan_names_the_kernel_and_why_it_is_not_flash(make_recipe, capped_model
     assert planned_kernel(make_recipe(miso={"kernel": "eager"})) == "eager"
     capped = make_recipe(model={"name": str(capped_model_dir)})
     assert planned_kernel(capped) == "eager, since 'flash' cannot be used: it does not cap scores (softcap 50)"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the accelerator trains")
+@pytest.mark.parametrize(
+    ("precision", "instructions", "is_told"),
+    [("bf16", "", True), ("bf16", "amx_bf16", False), ("bf16", None, False), ("fp32", "", False)],
+)
+def test_plan_tells_where_the_processor_emulates_bf16(make_recipe, monkeypatch, precision, instructions, is_told):
+    monkeypatch.setattr(speed, "bf16_instructions", lambda: instructions)
+    recipe = make_recipe(train={"precision": precision})
+    plan = prepare_run(recipe, num_devices=1, watcher=Watcher()).plan
+    assert plan["emulates_bf16"] is is_told
+    with io.StringIO() as shown:
+        Console(file=shown, width=200).print(plan_table(plan | {"engine": "transformers"}))
+        assert ("emulates bf16: train.precision=fp32 is faster" in shown.getvalue()) is is_told
 
 
 def test_forced_kernel_that_cannot_do_it_is_refused_before_training(make_recipe, capped_model_dir):

@@ -10,6 +10,7 @@ from typing import Any
 
 from misotune.doctor.asking import Answer
 from misotune.doctor.finding import Finding, in_gib, pip_install
+from misotune.processor import bf16_instructions
 
 _GROUP = "devices"
 # What `misotune quickstart` takes at most.
@@ -18,8 +19,6 @@ _SMI_TIMEOUT_S = 5
 _SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
 # Older GPUs have no bfloat16, and no flash attention.
 _OLDEST_CAPABILITY = (8, 0)
-# Processors that multiply in bfloat16 themselves.
-_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +108,9 @@ def _cores(limits: Limits) -> Finding:
     detail = f"{usable} of {os.cpu_count()} cores"
     if limits.cores is not None:
         detail += f", a control group allows the time of {limits.cores:g}"
-    flags = next((line for line in _text(Path("/proc/cpuinfo")).splitlines() if line.startswith(("flags", "Feat"))), "")
-    fast = next((flag for flag in _BF16_FLAGS if flag in flags.split()), None)
-    detail += f"; bf16 in hardware ({fast})" if fast else "; bf16 is emulated" if flags else ""
+    bf16 = bf16_instructions()
+    if bf16 is not None:
+        detail += f"; bf16 in hardware ({bf16})" if bf16 else "; bf16 is emulated, train.precision=fp32 is faster"
     return Finding(_GROUP, "CPU", "ok", detail, "training and generation without a GPU, prepare")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from misotune.recipe.schema import Recipe
 from misotune.training.batches import MicroBatches
 from misotune.training.corpus import Corpus
-from misotune.training.speed import device_name
+from misotune.training.speed import device_name, emulates_bf16
 from misotune.training.trainer import warmup_steps
 
 
@@ -61,5 +61,6 @@ def make_plan(recipe: Recipe, corpus: Corpus, micro_batches: MicroBatches, kerne
         "packing_waste": None if schedule.capacity is None else round(packing.waste, 4),
         "device_balance": round(packing.balance, 4),
         "precision": recipe.train.precision,
+        "emulates_bf16": emulates_bf16(recipe.train.precision),
         "trains": "all weights" if recipe.lora is None else f"LoRA of rank {recipe.lora.rank}",
     }

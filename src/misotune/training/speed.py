@@ -1,7 +1,6 @@
 """How long a run will take: from a step that was measured here, or from an earlier run of the same work."""
 
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from misotune.processor import bf16_instructions, processor_name
 from misotune.runs import RunFolder
 from misotune.training.batches import NOT_FOR_THE_MODEL
 from misotune.training.watching.memory import peak_memory_gib
@@ -23,10 +23,12 @@ def device_name() -> str:
     """Returns what trains here: the GPU's name, or the processor's with its threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
+
+
+def emulates_bf16(precision: str) -> bool:
+    """Returns whether what trains here computes a recipe's `train.precision` by emulation, which is slow."""
+    return precision == "bf16" and not torch.cuda.is_available() and bf16_instructions() == ""
 
 
 def earlier_speed(runs_dir: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
