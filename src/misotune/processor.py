@@ -15,7 +15,7 @@ def processor_name(info: Path = INFO) -> str:
 def bf16_instructions(info: Path = INFO) -> str | None:
     """Returns what the processor multiplies bfloat16 with, '' for nothing; None: the system does not tell.
 
-    Without it torch emulates bfloat16, and float32 is faster (docs/training.md, "Precision on a CPU").
+    Without it torch emulates bfloat16, and float32 is faster (docs/training.md, "Precision and memory").
     """
     flags = _value("flags", info) or _value("Features", info)  # of x86, of Arm
     return next((flag for flag in _BF16_FLAGS if flag in flags.split()), "") if flags else None
