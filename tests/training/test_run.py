@@ -159,6 +159,17 @@ def test_plan_names_the_kernel_and_why_it_is_not_flash(make_recipe, capped_model
     assert planned_kernel(capped) == "eager, since 'flash' cannot be used: it does not cap scores (softcap 50)"
 
 
+@pytest.mark.parametrize("is_emulated", [True, False])
+def test_a_gpu_before_ampere_emulates_bf16(monkeypatch, is_emulated):
+    def is_supported(*, including_emulation):
+        return including_emulation or not is_emulated
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert speed.emulates_bf16("bf16") is is_emulated
+    assert not speed.emulates_bf16("fp32")
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the accelerator trains")
 @pytest.mark.parametrize(
     ("precision", "instructions", "is_told"),
@@ -171,7 +182,7 @@ def test_plan_tells_where_the_processor_emulates_bf16(make_recipe, monkeypatch, 
     assert plan["emulates_bf16"] is is_told
     with io.StringIO() as shown:
         Console(file=shown, width=200).print(plan_table(plan | {"engine": "transformers"}))
-        assert ("emulates bf16: train.precision=fp32 is faster" in shown.getvalue()) is is_told
+        assert ("bf16 is emulated here: train.precision=fp32 is faster" in shown.getvalue()) is is_told
 
 
 def test_forced_kernel_that_cannot_do_it_is_refused_before_training(make_recipe, capped_model_dir):

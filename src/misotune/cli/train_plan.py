@@ -14,7 +14,7 @@ def plan_table(plan: dict[str, Any]) -> Table:
     data, length, inputs = plan["data"], plan["sample_length"], plan["inputs_per_sample"]
     table.add_row("model", f"{plan['model']}, {plan['trains']}, {plan['precision']}, {plan['engine']}")
     if plan["emulates_bf16"]:
-        table.add_row("precision", "this processor emulates bf16: train.precision=fp32 is faster")
+        table.add_row("precision", "bf16 is emulated here: train.precision=fp32 is faster")
     table.add_row(
         "dataset",
         f"{plan['dataset']}: {data['rows']:,} rows, {data['samples']:,} samples, {data['cut']:,} cut",

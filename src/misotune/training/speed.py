@@ -28,7 +28,11 @@ def device_name() -> str:
 
 def emulates_bf16(precision: str) -> bool:
     """Returns whether what trains here computes a recipe's `train.precision` by emulation, which is slow."""
-    return precision == "bf16" and not torch.cuda.is_available() and bf16_instructions() == ""
+    if precision != "bf16":
+        return False
+    if torch.cuda.is_available():
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    return bf16_instructions() == ""
 
 
 def earlier_speed(runs_dir: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
