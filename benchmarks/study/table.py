@@ -20,6 +20,7 @@ from benchmarks.study.paper import PAPER, averages
 from benchmarks.study.pieces import FLATTEN, IFEVAL, TASKS
 from benchmarks.study.responses import REPETITIVE
 from benchmarks.study.results import RATE_FIGURE, Record, read_results
+from benchmarks.study.together import seeds_together
 
 BEGIN, END = "<!-- the study's results: written by benchmarks/study/table.py -->", "<!-- the end of the results -->"
 
@@ -165,7 +166,11 @@ def provenance(results: Results) -> str:
         f"{text} {scores['num_prompts']:,} prompts of IFEval, {run['scores'][FLATTEN]['num_prompts']:,} of "
         f"IFEval-Flatten, greedy, responses of {settings['max_new_tokens']} tokens at most; seeds "
         f"{', '.join(map(str, seeds))}; {versions}.\n\n"
-        + "\n".join(f"- {sentence}" for model in results.models for sentence in findings(results, model))
+        + "\n".join(
+            f"- {sentence}"
+            for model in results.models
+            for sentence in [*findings(results, model), *together(results, model)]
+        )
     )
 
 
@@ -185,6 +190,27 @@ def findings(results: Results, model: str) -> list[str]:
             f"{model}, `{variant}`: {estimate(values, sign=True)} points of instruction strict (95 % interval over "
             f"prompts, for each seed: {intervals}); {verdict}."
         )
+    return sentences
+
+
+def together(results: Results, model: str) -> list[str]:
+    """Returns what the tests of all seeds together say, where there are several and verdicts were kept."""
+    sentences: list[str] = []
+    for variant in results.variants(model):
+        runs = results.of("run", model, variant)
+        baselines = {record["seed"]: record for record in results.of("run", model, BASELINE)}
+        references = {BASELINE: [baselines[record["seed"]] for record in runs if record["seed"] in baselines]}
+        references[BASE] = results.of(BASE, model, BASE) * len(runs)
+        for name, theirs in references.items():
+            if name == variant or len(theirs) != len(runs) or len(runs) < 2:
+                continue
+            found = seeds_together(runs, theirs)
+            if found is not None:
+                sentences.append(
+                    f"{model}, `{variant}` against `{name}`, all {found.num_seeds} seeds together: "
+                    f"{100 * found.difference:+.1f} points of instruction strict (95 % interval over prompts: "
+                    f"{100 * found.low:+.1f} to {100 * found.high:+.1f}), p {p_text(found.p)}."
+                )
     return sentences
 
 
@@ -390,7 +416,7 @@ def one_thing_changed(results: Results, others: Sequence[Results], model: str) -
     asked = [(results, "-", variant) for variant in results.variants(model) if variant in beside]
     asked += [(results, "recipe", probe) for probe in probes]
     for other in others:
-        changes = ", ".join(f"{key}: {_change(value)}" for key, value in other.records[-1]["changed"].items())
+        changes = _changes(other)
         own_base = [BASE] if other.figures(model, BASE, TESTED[0]) else []
         asked += [(other, changes, variant) for variant in [*own_base, *other.variants(model)]]
     rows = []
@@ -404,11 +430,15 @@ def one_thing_changed(results: Results, others: Sequence[Results], model: str) -
         rows.append([f"`{variant}`", what, *cells])
     heading = ["", "changed", "rate", "seeds", *TESTED[:2], f"{TESTED[0]} against `{BASELINE}`", "p"]
     heading += [f"{TESTED[0]} against `{BASE}`", "p"]
-    return markdown(heading, rows)
+    told = [f"- {_changes(other)}: {sentence}" for other in others for sentence in together(other, model)]
+    return "\n\n".join(filter(None, [markdown(heading, rows), "\n".join(told)]))
 
 
-def _change(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _changes(study: Results) -> str:
+    def text(value: Any) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return ", ".join(f"{key}: {text(value)}" for key, value in study.records[-1]["changed"].items())
 
 
 def p_text(p: float) -> str:

@@ -14,6 +14,7 @@ from benchmarks.study.forms import FOLDER, FULL, PROBES, VARIANTS  # noqa: E402
 from benchmarks.study.pieces import Training, read_scores, read_training  # noqa: E402
 from benchmarks.study.responses import read_responses  # noqa: E402
 from benchmarks.study.results import ResultFile, choose_rate, read_results  # noqa: E402
+from benchmarks.study.together import seeds_together  # noqa: E402
 
 MODEL = "SmolLM2-135M-Instruct"
 RECIPES = (*VARIANTS, *PROBES)
@@ -398,6 +399,52 @@ def test_one_thing_changed_stands_beside_what_it_was_changed_of(results):
     assert "| `sft` | mixture: mixture-verifiable, rates: 0.001 | 0.0001 | 1 | 50.0 | 10.0 |" in text
     assert "`flat`" not in text  # neither a probe nor what one was made of
     assert "para-start" not in table.accuracy(table.Results(own, "s"), MODEL)
+
+
+def with_verdicts(record, words):
+    record["scores"]["ifeval"]["verdicts"] = {"strict": words, "loose": words}
+    return record
+
+
+def test_seeds_together_are_one_test_over_prompts():
+    ours = [
+        with_verdicts(scored("run", "para", seed, (0.0,) * 6), words) for seed, words in enumerate(["11 1", "10 1"])
+    ]
+    theirs = [
+        with_verdicts(scored("run", "sft", seed, (0.0,) * 6), words) for seed, words in enumerate(["10 0", "01 0"])
+    ]
+    found = seeds_together(ours, theirs)
+    # The first prompt gains one of four verdicts, the second two of two: three of six.
+    assert (found.num_seeds, found.difference) == (2, 0.5)
+    # Prompts drawn anew: the first twice 1/4, the second twice 1, at the 2.5 % ends.
+    assert (found.low, found.high) == (0.25, 1.0)
+    assert found.p == 0.5  # of the sums 3, 1, -1, -3 of flipped signs, two are as large
+    text = "\n".join(table.together(table.Results([*theirs, *ours]), MODEL))
+    assert "`para` against `sft`, all 2 seeds together: +50.0 points" in text
+
+
+def test_one_seed_together_is_what_misotune_compare_found():
+    records = read_results([FOLDER.parent / "results" / "cpu" / "study.jsonl"])
+    num_compared = 0
+    for record in records:
+        if record["kind"] != "comparison" or record["task"] != "ifeval":
+            continue
+        of_study = [
+            other for other in records if other["study"] == record["study"] and other["kind"] in ("run", "base")
+        ]
+        runs = {(other["variant"], other.get("seed", record["seed"])): other for other in of_study}
+        ours, theirs = (runs[record[which], record["seed"]] for which in ("variant", "against"))
+        found = seeds_together([ours], [theirs])
+        if found is not None:
+            (line,) = [line for line in record["overall"] if line["metric"] == "inst_level_strict_acc"]
+            assert (found.low, found.high, found.p) == pytest.approx((line["low"], line["high"], line["p"]))
+            assert found.difference == pytest.approx(line["difference"])
+            num_compared += 1
+    assert num_compared >= 4
+
+
+def test_no_seeds_are_put_together_without_their_verdicts(results):
+    assert table.together(results, MODEL) == []
 
 
 def test_nothing_is_said_of_changes_where_none_was_made(results):
