@@ -142,6 +142,12 @@ def render(results: Results, others: Sequence[Results] = ()) -> str:
         table = one_thing_changed(results, others, model)
         if table:
             parts += [f"### One thing changed at a time: {model}", table]
+        parts += [
+            part
+            for variant in results.variants(model)
+            if (table := types_run_by_run([results, *others], model, variant))
+            for part in (f"**`{variant}` less `{BASELINE}` by constraint type, run by run, in points**", table)
+        ]
     return "\n\n".join(parts)
 
 
@@ -434,11 +440,41 @@ def one_thing_changed(results: Results, others: Sequence[Results], model: str) -
     return "\n\n".join(filter(None, [markdown(heading, rows), "\n".join(told)]))
 
 
-def _changes(study: Results) -> str:
-    def text(value: Any) -> str:
-        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def types_run_by_run(studies: Sequence[Results], model: str, variant: str) -> str:
+    """Returns a variant's difference to the baseline by type, run by run; nothing where one study alone has it."""
+    pairs = {}
+    for number, study in enumerate(studies):
+        baselines = {record["seed"]: record for record in study.of("run", model, BASELINE)}
+        pairs |= {
+            (number, run["seed"]): [each["scores"][IFEVAL]["types"] for each in (run, baselines[run["seed"]])]
+            for run in study.of("run", model, variant)
+            if run["seed"] in baselines
+        }
+    if variant == BASELINE or len({number for number, _ in pairs}) < 2:
+        return ""
+    rows = []
+    for label, line in next(iter(pairs.values()))[0].items():
+        values = [100 * (ours[label]["strict"] - theirs[label]["strict"]) for ours, theirs in pairs.values()]
+        cells = [f"{value:+.0f}" if value else "0" for value in values]
+        rows.append((statistics.mean(values), [label, str(line["number"]), *cells]))
+    rows.sort(key=lambda row: row[0], reverse=True)
+    heading = [
+        "",
+        "number",
+        *(", ".join([*_changed(studies[number]).values(), f"seed {seed}"]) for number, seed in pairs),
+    ]
+    return markdown(heading, [cells for _, cells in rows])
 
-    return ", ".join(f"{key}: {text(value)}" for key, value in study.records[-1]["changed"].items())
+
+def _changes(study: Results) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in _changed(study).items())
+
+
+def _changed(study: Results) -> dict[str, str]:
+    return {
+        key: " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in study.records[-1]["changed"].items()
+    }
 
 
 def p_text(p: float) -> str:

@@ -401,6 +401,19 @@ def test_one_thing_changed_stands_beside_what_it_was_changed_of(results):
     assert "para-start" not in table.accuracy(table.Results(own, "s"), MODEL)
 
 
+def test_types_stand_run_by_run_where_several_studies_have_them(results):
+    other = [
+        record | {"study": "o", "changed": {"rates": [1e-3]}}
+        for record in (scored("run", "sft", 2, (0.5,) * 6), scored("run", "flat", 2, (0.25,) * 6))
+    ]
+    both = [results, table.Results([*results.records, *other], "o")]
+    text = table.types_run_by_run(both, MODEL, "flat")
+    assert text.splitlines()[0] == "|  | number | seed 0 | seed 1 | 0.001, seed 2 |"
+    assert text.splitlines()[-1] == "| punctuation:no_comma | 4 | +20 | +10 | -25 |"
+    assert table.types_run_by_run([results], MODEL, "flat") == ""
+    assert table.types_run_by_run(both, MODEL, "sft") == ""
+
+
 def with_verdicts(record, words):
     record["scores"]["ifeval"]["verdicts"] = {"strict": words, "loose": words}
     return record
