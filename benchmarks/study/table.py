@@ -153,15 +153,8 @@ def render(results: Results, others: Sequence[Results] = ()) -> str:
 
 def provenance(results: Results) -> str:
     """Returns where the figures come from, and what the result is, in words."""
-
-    def several(key: str) -> str:
-        return ", ".join(sorted({str(record[key]) for record in results.records}))
-
+    text = origin(results)
     run = next((record for record in results.records if record["kind"] == "run"), None)
-    text = (
-        f"Form `{several('form')}`, {several('date')}, commit {several('commit')}, {several('hardware')}, "
-        f"torch {several('torch')}; study `{results.records[0]['study']}`."
-    )
     if run is None:
         return f"{text} No variant has been scored on IFEval yet."
     scores = run["scores"][IFEVAL]
@@ -177,6 +170,18 @@ def provenance(results: Results) -> str:
             for model in results.models
             for sentence in [*findings(results, model), *together(results, model)]
         )
+    )
+
+
+def origin(results: Results) -> str:
+    """Returns when, with what and on what a study was made."""
+
+    def several(key: str) -> str:
+        return ", ".join(sorted({str(record[key]) for record in results.records}))
+
+    return (
+        f"Form `{several('form')}`, {several('date')}, commit {several('commit')}, {several('hardware')}, "
+        f"torch {several('torch')}; study `{results.records[0]['study']}`."
     )
 
 
@@ -436,7 +441,9 @@ def one_thing_changed(results: Results, others: Sequence[Results], model: str) -
         rows.append([f"`{variant}`", what, *cells])
     heading = ["", "changed", "rate", "seeds", *TESTED[:2], f"{TESTED[0]} against `{BASELINE}`", "p"]
     heading += [f"{TESTED[0]} against `{BASE}`", "p"]
-    told = [f"- {_changes(other)}: {sentence}" for other in others for sentence in together(other, model)]
+    told = [
+        f"- {_changes(other)}: {sentence}" for other in others for sentence in [origin(other), *together(other, model)]
+    ]
     return "\n\n".join(filter(None, [markdown(heading, rows), "\n".join(told)]))
 
 
