@@ -18,7 +18,6 @@ v and the gradient. Lines of JSON go to --out; read `times causal` first.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from torch import Tensor
 from misotune.attention import MisoArguments, miso_attention
 from misotune.attention.spans import SampleSpans, Span
 from misotune.layout import RowLayout
+from misotune.processor import processor_name
 
 # n inputs of so many tokens each, and the output's tokens; from small to large.
 SHAPES = [
@@ -227,15 +227,10 @@ def environment(device: str) -> dict:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit.stdout.strip() or None,
-        "hardware": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def device_limits(device: str) -> tuple[float, float] | None:
