@@ -75,7 +75,9 @@ def test_heap_gives_large_tensors_back_at_once():
 @pytest.mark.parametrize("is_bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("cross_entropy", ["plain", "chunked"])
-def test_a_pass_without_numbers_holds_what_a_true_one_holds(make_recipe, is_bf16, checkpointing, cross_entropy):
+def test_a_pass_without_numbers_holds_what_a_true_one_holds(
+    make_recipe, monkeypatch, is_bf16, checkpointing, cross_entropy
+):
     """Against torch's own allocator, as the profiler sees it: every tensor that comes and goes in a true pass."""
     train = {"precision": "bf16" if is_bf16 else "fp32", "gradient_checkpointing": checkpointing}
     train |= {"tokens_per_micro_batch": 1500, "batch_size": 12, "cross_entropy": cross_entropy}
@@ -85,9 +87,11 @@ def test_a_pass_without_numbers_holds_what_a_true_one_holds(make_recipe, is_bf16
     before = 8 * number if prepared.plan["accumulation"] > 1 else 4 * number  # weights, and gradients if kept
     traced = sum(memory["components"][key] for key in ("weights", "gradients", "activations", "logits")) - before
     batch = prepared.micro_batches[memory["row"]["index"]]
+    if emulates_bf16(recipe.train.precision):  # oneDNN's work space is then 8 % of this tiny model's memory
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     true = true_peak(recipe, batch, prepared.cross_entropy, keeps_gradients=prepared.plan["accumulation"] > 1)
-    # Operators' work space, and the row itself, are the rest: 8 % of this tiny model's on a CPU that emulates bf16.
-    assert traced == pytest.approx(true, rel=0.1 if emulates_bf16(recipe.train.precision) else 0.05)
+    # Operators' work space, and the row itself, are the rest.
+    assert traced == pytest.approx(true, rel=0.05)
 
 
 def true_peak(recipe, batch, cross_entropy, *, keeps_gradients):
